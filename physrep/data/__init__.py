@@ -1,0 +1,1 @@
+"""Physics datasets: The Well's file format, the data module and one class a system."""

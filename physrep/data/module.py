@@ -1,0 +1,227 @@
+"""The data module: windows of a dataset in The Well's format, made ready for an objective on the device."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypedDict
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from physrep.data import transforms
+from physrep.data.sampler import Key, WindowSampler, step_seed
+from physrep.data.stats import channel_statistics, fingerprint, scaled, theta_statistics
+from physrep.data.well import Array, Crop, WellSplit
+from physrep.errors import UserError, did_you_mean
+
+SPLITS = ("train", "valid", "test")
+Clips = Literal["one", "next", "pair"]
+
+
+class Batch(TypedDict):
+    """What a loader yields, after the data module's work on the device."""
+
+    clip: Tensor
+    """[B, C, T, H, W] standardised fields; T holds the frames that the objective asked for"""
+    theta: Tensor
+    """[B, P] standardised physical parameters"""
+    trajectory: Tensor
+    """[B] int64, the unit of independence"""
+
+
+class WindowDataset(Dataset[dict[str, Any]]):
+    """Reads the windows that a sampler's keys name; holds no state, so workers and resumed runs agree."""
+
+    def __init__(self, split: WellSplit, theta: Array, frames: int, spans: int, stride: int, crop: Crop | None) -> None:
+        self.split, self.theta, self.frames, self.spans = split, theta.astype(np.float32), frames, spans
+        self.stride, self.crop = stride, crop
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        draw, trajectory, *starts = key
+        parts = [self.split.read(trajectory, t, self.frames * self.spans, self.stride, self.crop) for t in starts]
+        clip = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+        if not np.isfinite(clip).all():
+            path = self.split.locate(trajectory)[0].path
+            raise UserError(f"{path}: NaN or infinity in the window that starts at frame {starts[0]}; "
+                            "remove the file or write it again")  # fmt: skip
+        return {"clip": clip, "theta": self.theta[trajectory], "trajectory": trajectory, "draw": draw}
+
+
+class WellDataModule(LightningDataModule):
+    """Windows of any dataset in The Well's format; a subclass says what is known of a system's physics.
+
+    `targets` maps the physical parameters to their scale (log10 or linear). Sizes are in frames and cells of the file;
+    `crop` is {dim: [from, to]}; `noise` is in units of the standardised fields and, like `shift`, for training alone.
+    """
+
+    targets: ClassVar[dict[str, str]] = {}
+
+    def __init__(
+        self,
+        name: str,
+        root: str | None = None,
+        targets: dict[str, str] | None = None,
+        frames: int = 16,
+        stride: int = 1,
+        step: int = 1,
+        eval_step: int | None = None,
+        crop: dict[str, list[int]] | None = None,
+        size: list[int] | None = None,
+        shift: bool = False,
+        noise: float = 0.0,
+        batch_size: int = 32,
+        num_workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        base = Path(root or os.environ.get("THE_WELL_DATA_DIR") or "datasets")
+        self.name, self.folder = name, base / name
+        self.scales = dict(targets if targets is not None else self.targets)
+        self.frames, self.stride, self.step, self.eval_step = frames, stride, step, eval_step or frames
+        self.crop, self.size, self.shift, self.noise = crop, size, shift, noise
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.clips: Clips = "one"
+        self._resume = 0
+
+    @cached_property
+    def splits(self) -> dict[str, WellSplit]:
+        """The three splits' files, checked against the first training file."""
+        if not (self.folder / "data").is_dir():
+            near = sorted(p.parent.name for p in self.folder.parent.glob("*/data"))
+            raise UserError(f"{self.folder}: no such dataset{did_you_mean(self.name, near)} Set data.root or data.name, "
+                            "download it, or make one with python -m physrep.simulate")  # fmt: skip
+        train = WellSplit(self.folder / "data" / "train")
+        splits = {"train": train} | {s: WellSplit(self.folder / "data" / s, train.header) for s in SPLITS[1:]}
+        for name, scale in self.scales.items():
+            if scale not in {"log10", "linear"}:
+                raise UserError(f"data.targets.{name}: no such scale {scale!r}; choose log10 or linear")
+        for dim, (low, high) in (self.crop or {}).items():
+            grid = dict(zip(train.header.dims, train.header.shape, strict=True))
+            if dim not in grid or not 0 <= low < high <= grid[dim]:
+                raise UserError(f"data.crop.{dim}: [{low}, {high}] lies outside the grid {grid} of {self.folder}")
+        return splits
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of the data itself, the same on every machine."""
+        return fingerprint(self.splits.values())
+
+    @property
+    def channels(self) -> list[str]:
+        """The channels' names, [C]."""
+        return self.splits["train"].header.channels
+
+    @cached_property
+    def statistics(self) -> dict[str, list[float]]:
+        """Mean and std of the channels [C] and of the scaled parameters [P], over the training split."""
+        mean, std = channel_statistics(self.splits["train"], self.name, self.folder / "stats.yaml", self.fingerprint)
+        theta = self.theta("train")
+        if not np.isfinite(theta).all():
+            raise UserError(f"{self.folder}: a parameter declared log10 is not positive; set its scale in data.targets")
+        theta_mean, theta_std = theta_statistics(theta)
+        pairs = {"mean": mean, "std": std, "theta_mean": theta_mean, "theta_std": theta_std}
+        return {k: [float(x) for x in v] for k, v in pairs.items()}
+
+    def theta(self, split: str) -> Array:
+        """Return the target parameters on their declared scales, [trajectories, P]."""
+        return scaled(self.splits[split].theta(list(self.scales)), list(self.scales.values()))
+
+    def windows(self, split: str, step: int | None = None) -> Array:
+        """Return (trajectory, first frame) of the split's windows of one clip, [M, 2]."""
+        spans = 2 if self.clips == "next" else 1
+        span = (self.frames * spans - 1) * self.stride + 1
+        windows = self.splits[split].windows(span, step or self.step)
+        if not len(windows):
+            raise UserError(f"{self.folder}/data/{split}: holds no window; simulate or download more")
+        return windows
+
+    def setup(self, stage: str) -> None:
+        """Open the files and read the statistics before the first batch; `stage` makes no difference."""
+        self._mean, self._std = (torch.tensor(self.statistics[k]) for k in ("mean", "std"))
+        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        self._sampler = WindowSampler(self.windows("train"), self.seed, self.clips == "pair", True, rank, world)
+        if len(self._sampler) < self.batch_size:
+            raise UserError(f"data.batch_size: {self.batch_size} is more than the {len(self._sampler)} training windows "
+                            f"of {self.folder}; lower it")  # fmt: skip
+        self._sampler.epoch, done = divmod(self._resume, len(self._sampler) // self.batch_size)
+        self._sampler.skip = done * self.batch_size
+
+    def _dataset(self, split: str) -> WindowDataset:
+        mean, std = (np.array(self.statistics[k]) for k in ("theta_mean", "theta_std"))
+        spans = 2 if self.clips == "next" else 1
+        theta = (self.theta(split) - mean) / std
+        return WindowDataset(self.splits[split], theta, self.frames, spans, self.stride, self.crop)
+
+    def loader(self, split: str, windows: Array | None = None) -> DataLoader[dict[str, Any]]:
+        """Return a loader over a split in the order of its files, every window once, `eval_step` frames apart."""
+        windows = self.windows(split, self.eval_step) if windows is None else windows
+        sampler = WindowSampler(windows, self.seed, self.clips == "pair", shuffle=False)
+        return self._loader(split, sampler, drop_last=False)
+
+    def _loader(self, split: str, sampler: WindowSampler, drop_last: bool) -> DataLoader[dict[str, Any]]:
+        return DataLoader(
+            self._dataset(split),
+            batch_size=self.batch_size,
+            sampler=sampler,
+            drop_last=drop_last,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Return the training loader: shuffled windows, an order that is a function of (seed, epoch)."""
+        return self._loader("train", self._sampler, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Return the validation loader, in file order."""
+        return self.loader("valid")
+
+    def test_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Return the test loader, in file order."""
+        return self.loader("test")
+
+    def prepare_batch(self, raw: Mapping[str, Any], augment: bool) -> Batch:
+        """Turn a loader's raw batch into a Batch on its device; shifts and noise are functions of (seed, draw)."""
+        clip = transforms.normalise(raw["clip"], self._mean.to(raw["clip"].device), self._std.to(raw["clip"].device))
+        if self.size:
+            clip = transforms.resize(clip, self.size)
+        if augment and (self.shift or self.noise):
+            generator = torch.Generator().manual_seed(step_seed(self.seed, int(raw["draw"][0])))
+            if self.shift:
+                parts = clip.chunk(2, dim=2) if self.clips == "pair" else (clip,)
+                clip = torch.cat([transforms.shift(p, self.periodic, generator) for p in parts], dim=2)
+            if self.noise:
+                clip = transforms.add_noise(clip, self.noise, generator)
+        return {"clip": clip, "theta": raw["theta"], "trajectory": raw["trajectory"]}
+
+    @cached_property
+    def periodic(self) -> list[int]:
+        """The grid axes along which a shift is a symmetry: periodic and not cropped."""
+        header = self.splits["train"].header
+        return [i for i, d in enumerate(header.dims) if header.boundaries.get(d) == "PERIODIC" and d not in (self.crop or {})]
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Normalise, resize and, in training, shift and add noise where the batch now lies."""
+        return self.prepare_batch(batch, augment=bool(self.trainer and self.trainer.training))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Say how many batches the run has seen, so that a resumed run enters the epoch where it stopped."""
+        assert self.trainer is not None
+        return {"batches": self.trainer.fit_loop.epoch_loop.batch_progress.total.processed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Enter the epoch after the batches already seen; runs before the loader's iterator exists."""
+        self._resume = state_dict["batches"]
+
+    def sizes(self) -> Sequence[int]:
+        """Return the size [H, W] (or [X, Y, Z]) of what an encoder sees."""
+        header = self.splits["train"].header
+        cut = [range(n)[slice(*(self.crop or {}).get(d, (None,)))] for d, n in zip(header.dims, header.shape, strict=True)]
+        return self.size or [len(r) for r in cut]

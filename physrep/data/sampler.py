@@ -1,0 +1,56 @@
+"""The order of windows: a function of (seed, epoch), which may be entered part-way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import Sampler
+
+from physrep.data.well import Array
+
+Key = tuple[int, ...]
+PRIME = 1_000_003
+
+
+def step_seed(*numbers: int) -> int:
+    """Mix integers (seed, step, rank, ...) into the seed of a generator."""
+    mixed = 0
+    for n in numbers:
+        mixed = (mixed * PRIME + n + 1) % (2**63 - 25)
+    return mixed
+
+
+class WindowSampler(Sampler[Key]):
+    """Yield (draw, trajectory, first frame[, first frame of the second window]) for the windows [M, 2].
+
+    The order depends on seed and epoch alone; `draw` numbers the samples of the whole run and seeds their noise. With
+    `pair`, a second window of the same trajectory is drawn. Ranks take every `world`-th sample.
+    """
+
+    def __init__(self, windows: Array, seed: int, pair: bool, shuffle: bool, rank: int = 0, world: int = 1) -> None:
+        self.windows, self.seed, self.pair, self.shuffle = windows, seed, pair, shuffle
+        self.rank, self.world = rank, world
+        self.epoch = self.skip = 0
+        first = [0, *((windows[1:, 0] != windows[:-1, 0]).nonzero()[0] + 1).tolist(), len(windows)]
+        self.group = torch.tensor([(a, b) for a, b in zip(first, first[1:], strict=False) for _ in range(a, b)])
+
+    def __len__(self) -> int:
+        return len(range(self.rank, len(self.windows), self.world))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next (called by Lightning)."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Key]:
+        generator = torch.Generator().manual_seed(step_seed(self.seed, self.epoch))
+        n = len(self.windows)
+        order = torch.randperm(n, generator=generator) if self.shuffle else torch.arange(n)
+        size = self.group[:, 1] - self.group[:, 0]
+        partner = self.group[:, 0] + (torch.rand(n, generator=generator) * size).long()
+        skip, self.skip = self.skip, 0
+        for at in range(self.rank + skip * self.world, n, self.world):
+            i = int(order[at])
+            trajectory, start = (int(v) for v in self.windows[i])
+            second = (int(self.windows[int(partner[i]), 1]),) if self.pair else ()
+            yield (self.epoch * n + at, trajectory, start, *second)

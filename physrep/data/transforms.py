@@ -1,0 +1,41 @@
+"""What happens to a batch on the device: normalise, resize, shift along periodic axes, add noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def normalise(clip: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Standardise every channel with the training split's statistics; clip [B, C, T, *S], mean and std [C]."""
+    shape = (-1,) + (1,) * (clip.ndim - 2)
+    return (clip - mean.view(shape)) / std.clamp_min(1e-8).view(shape)
+
+
+def resize(clip: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize the grid to `size` bilinearly, antialiased where it shrinks; clip [B, C, T, H, W]."""
+    if list(clip.shape[-2:]) == list(size):
+        return clip
+    flat = F.interpolate(clip.flatten(1, 2), tuple(size), mode="bilinear", antialias=True)
+    return flat.unflatten(1, clip.shape[1:3])
+
+
+def shift(clip: Tensor, axes: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Move every clip by a random number of cells along periodic grid axes (0 = H); clip [B, C, T, *S]."""
+    for axis in axes:
+        n = clip.shape[3 + axis]
+        by = torch.randint(n, (len(clip), 1), generator=generator).to(clip.device)
+        index = (torch.arange(n, device=clip.device) + by) % n
+        view = [len(clip)] + [1] * (clip.ndim - 1)
+        view[3 + axis] = n
+        clip = clip.gather(3 + axis, index.view(view).expand(clip.shape))
+    return clip
+
+
+def add_noise(clip: Tensor, std: float, generator: torch.Generator) -> Tensor:
+    """Add white noise, `std` in units of the standardised fields; clip [B, C, T, *S]."""
+    noise = torch.randn(clip.shape, generator=generator, device=generator.device, dtype=clip.dtype)
+    return clip + std * noise.to(clip.device)

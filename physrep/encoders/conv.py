@@ -1,0 +1,119 @@
+"""Video ConvNeXt: the paper's encoder and predictor (arXiv 2603.13227), and strided siblings of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from physrep.encoders.base import Encoder
+from physrep.encoders.depthwise import depthwise_conv
+from physrep.errors import UserError
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of [B, C, *S]."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-6)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the normalised map, [B, C, *S]."""
+        return super().forward(input.movedim(1, -1)).movedim(-1, 1)
+
+
+class Block(nn.Module):
+    """ConvNeXt residual block: depthwise conv, layer norm, expansion by four, GELU, layer scale (Liu et al. 2022)."""
+
+    def __init__(self, width: int, kernel: Sequence[int], scale: float = 1e-6) -> None:
+        super().__init__()
+        shape = (width, 1, *kernel)
+        self.weight = nn.Parameter(torch.empty(shape))
+        self.bias = nn.Parameter(torch.empty(width))
+        bound = 1 / math.sqrt(math.prod(kernel))
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.uniform_(self.bias, -bound, bound)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.expand, self.contract = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.gamma = nn.Parameter(torch.full((width,), scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the refined map; x [B, D, *S], two or three grid axes as the kernel has."""
+        y = depthwise_conv(x, self.weight, self.bias).movedim(1, -1)
+        y = self.gamma * self.contract(F.gelu(self.expand(self.norm(y))))
+        return x + y.movedim(-1, 1)
+
+
+class ConvEncoder(Encoder):
+    """Five-stage video ConvNeXt; its defaults are the paper's encoder (2,466,928 weights at 4 channels).
+
+    clip [B, C, T, H, W] -> [B, D, t, h, w] with D the last width; `strides` are those of the stem and of each
+    transition, as (time, height, width). A stage whose time axis is down to one frame is two-dimensional when
+    `flat_last` says so, as in the paper. Raises UserError for a clip that the strides do not divide.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        widths: Sequence[int] = (16, 32, 64, 128, 128),
+        depths: Sequence[int] = (3, 3, 3, 9, 3),
+        stem: Sequence[int] = (1, 4, 4),
+        strides: Sequence[Sequence[int]] = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2)),
+        kernel: Sequence[int] = (7, 7, 7),
+        flat_last: bool = True,
+        scale: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        if not len(widths) == len(depths) == len(strides):
+            raise UserError(f"encoder: {len(widths)} widths, {len(depths)} depths and {len(strides)} strides; "
+                            "give one of each per stage")  # fmt: skip
+        self.width, self.flat_last = widths[-1], flat_last
+        self.total = [math.prod(s[axis] for s in strides) for axis in range(3)]
+        first = tuple(strides[0])
+        padding: str | int = "same" if first == (1, 1, 1) else 0
+        self.stem = nn.Sequential(nn.Conv3d(channels, widths[0], tuple(stem), first, padding), ChannelNorm(widths[0]))
+        self.down = nn.ModuleList(
+            nn.Sequential(ChannelNorm(a), nn.Conv3d(a, b, tuple(s), tuple(s)))
+            for a, b, s in zip(widths, widths[1:], strides[1:], strict=False)
+        )
+        self.stages = nn.ModuleList(
+            nn.Sequential(*(Block(w, kernel[1:] if flat_last and i == len(widths) - 1 else kernel, scale) for _ in range(n)))
+            for i, (w, n) in enumerate(zip(widths, depths, strict=True))
+        )
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Return the feature map [B, D, t, h, w] of a clip [B, C, T, H, W]."""
+        if any(n % s for n, s in zip(clip.shape[2:], self.total, strict=True)):
+            raise UserError(f"encoder: strides {self.total} do not divide a clip of {list(clip.shape[2:])} "
+                            "(frames, height, width); change data.frames, data.crop, data.size or encoder.strides")  # fmt: skip
+        x = self.stages[0](self.stem(clip))
+        for i, (down, stage) in enumerate(zip(self.down, self.stages[1:], strict=True), 1):  # type: ignore[arg-type]
+            x = down(x)
+            if self.flat_last and i == len(self.down):
+                x = frame_by_frame(stage, x)
+            else:
+                x = stage(x)
+        return x
+
+
+def frame_by_frame(module: nn.Module, x: Tensor) -> Tensor:
+    """Apply a two-dimensional module to every frame of x [B, D, t, h, w]."""
+    y: Tensor = module(x.transpose(1, 2).flatten(0, 1))
+    return y.unflatten(0, (len(x), x.shape[2])).transpose(1, 2)
+
+
+class ConvPredictor(nn.Module):
+    """The paper's predictor, frame by frame: widen by a 2x2 conv, one ConvNeXt block, narrow (801,664 weights at 128)."""
+
+    def __init__(self, width: int, hidden: int, kernel: Sequence[int] = (7, 7), scale: float = 1e-6) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(width, hidden, 2, padding=1), Block(hidden, kernel, scale), nn.Conv2d(hidden, width, 2)
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the predicted feature map, [B, D, t, h, w] as the input."""
+        return frame_by_frame(self.layers, features)

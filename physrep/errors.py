@@ -1,0 +1,41 @@
+"""What a user did wrong, said in one line."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable, Sequence
+
+
+class UserError(Exception):
+    """A mistake of the user's: one line that names the file or key, what is wrong and how to mend it."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return "; did you mean a or b?" for the nearest known names, else what there is to choose from."""
+    names = sorted(known)
+    near = difflib.get_close_matches(word, names, n=2, cutoff=0.5)
+    if near:
+        return f"; did you mean {' or '.join(near)}?"
+    return f"; there is {', '.join(names)}" if names else ""
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+    """Run a command's `main` on the command line; a user's mistake ends in one line and exit code 2."""
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(_say(str(error)))
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        where = f"{error.filename}: " if error.filename is not None else ""
+        sys.exit(_say(f"{where}{error.strerror or error}"))
+    except KeyboardInterrupt:
+        print("physrep: interrupted; the same command continues", file=sys.stderr)
+        sys.exit(130)
+
+
+def _say(message: str) -> int:
+    print("physrep: " + " ".join(message.split()), file=sys.stderr)
+    return 2

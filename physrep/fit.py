@@ -1,0 +1,141 @@
+"""Pretrain an encoder with a self-supervised objective on a dataset of simulations.
+
+The run's folder is a function of the config: the same command continues what was interrupted and leaves alone what is done.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from physrep import errors
+from physrep.config import build, cli
+
+if TYPE_CHECKING:
+    from physrep.data.module import WellDataModule
+    from physrep.objectives.base import Objective
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run `python -m physrep.fit`."""
+    cfg = cli(argv, base="config", doc=__doc__)
+    if cfg.dry_run:
+        dry_run(cfg)
+    else:
+        fit(cfg)
+
+
+def assemble(cfg: DictConfig) -> tuple[WellDataModule, Objective]:
+    """Build data module and objective of a config; weights are a function of the seed."""
+    import torch
+
+    data: WellDataModule = build(cfg.data, seed=cfg.seed)
+    torch.manual_seed(cfg.seed)
+    encoder = build(cfg.encoder, channels=len(data.channels))
+    objective: Objective = build(cfg.objective, encoder=encoder, seed=cfg.seed)
+    data.clips = objective.clips
+    return data, objective
+
+
+def fit(cfg: DictConfig) -> Path:
+    """Train a config to its end, from where it was left, and return its run folder."""
+    import logging
+    import warnings
+
+    from physrep.run import open_run, read_checkpoint, record_provenance, write_text
+
+    folder = open_run(cfg)
+    summary, last = folder / "summary.json", folder / "checkpoints" / "last.ckpt"
+    if summary.exists():
+        print(f"{folder}: done already")
+        return folder
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning")
+
+    data, objective = assemble(cfg)
+    step = read_checkpoint(last)["global_step"] if last.exists() else 0
+    record_provenance(folder, data.fingerprint, step)
+    trainer = make_trainer(cfg, folder, data, step)
+    print(f"{folder}: {'resumes at step ' + str(step) if step else 'starts'}, {describe(objective)}", file=sys.stderr)
+    began = time.monotonic()
+    trainer.fit(objective, datamodule=data, ckpt_path=str(last) if step else None, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    trainer.save_checkpoint(last)
+    metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+    write_text(summary, json.dumps({"step": trainer.global_step, "metrics": metrics}, indent=1))
+    shown = ", ".join(f"{k} {v:.3g}" for k, v in metrics.items() if k in {"valid/loss", "probe/mse", "rank/effective"})
+    print(f"{folder}: {trainer.global_step} steps in {time.monotonic() - began:.0f} s; {shown}")
+    return folder
+
+
+def make_trainer(cfg: DictConfig, folder: Path, data: WellDataModule, step: int) -> Any:
+    """Build Lightning's trainer with the run's loggers, monitors and checkpoints."""
+    from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    from physrep.callbacks.online_probe import OnlineProbe
+    from physrep.callbacks.progress import progress
+    from physrep.callbacks.record import AtomicCheckpoints, MetricsCsv
+
+    checkpoints = ModelCheckpoint(
+        folder / "checkpoints",
+        filename="last",
+        every_n_train_steps=cfg.checkpoint_every,
+        save_on_train_epoch_end=False,
+        enable_version_counter=False,
+    )
+    board = TensorBoardLogger(folder, name="", version="tb", purge_step=step)
+    board.experiment.add_text("config", f"```yaml\n{OmegaConf.to_yaml(cfg, resolve=True)}```", step)
+    return build(
+        cfg.trainer,
+        callbacks=[checkpoints, OnlineProbe(list(data.scales), data.frames), LearningRateMonitor(), progress()],
+        logger=[board, MetricsCsv(folder / "metrics.csv", step)],
+        plugins=[AtomicCheckpoints()],
+        default_root_dir=folder,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+    )
+
+
+def describe(objective: Objective) -> str:
+    """Say how many weights an objective and its encoder have."""
+    encoder, whole = (sum(w.numel() for w in m.parameters()) for m in (objective.encoder, objective))
+    return f"{encoder:,} encoder weights, {whole:,} in all"
+
+
+def dry_run(cfg: DictConfig) -> None:
+    """Build everything, take two steps and print shapes, memory and the time that the run will take."""
+    import resource
+
+    data, objective = assemble(cfg)
+    data.setup("fit")
+    batch = data.prepare_batch(next(iter(data.train_dataloader())), augment=True)
+    print(f"clip {list(batch['clip'].shape)} (B, C, T, H, W): {', '.join(data.channels)}")
+    print(f"theta {list(batch['theta'].shape)}: {', '.join(f'{k} ({v})' for k, v in data.scales.items())}")
+    clip = batch["clip"][:1, :, : data.frames]
+    print(f"{describe(objective)}; tokens {list(objective.encode(clip).shape)[1:]} (N, D) a clip")
+    for last in (False, True):
+        start = time.monotonic()
+        terms = objective.losses(batch)
+        terms["loss"].backward()
+        seconds = time.monotonic() - start
+        if last:
+            print("losses " + ", ".join(f"{k} {float(v):.4g}" for k, v in terms.items()))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    steps = cfg.trainer.max_steps
+    windows = len(data.windows("train"))
+    print(f"{seconds:.3g} s a step on the CPU, peak memory {peak:.2g} GiB")
+    print(f"{windows} training windows, {steps} steps of {data.batch_size} are {steps * data.batch_size / windows:.3g} "
+          f"epochs and about {steps * seconds / 60:.3g} minutes")  # fmt: skip
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,1 @@
+"""Self-supervised objectives: one file each, on the base in base.py."""

@@ -1,0 +1,97 @@
+"""Embeddings of a split, made once and kept under a key of everything that they depend on."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from physrep.data.module import WellDataModule
+from physrep.errors import UserError
+from physrep.probes.baselines import statistics
+from physrep.probes.features import Features
+from physrep.progress import track
+from physrep.run import digest
+
+HEADS = 8  # attentive probes split a token over this many heads
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where embeddings come from: a row's name, a function clip [B, C, T, H, W] -> tokens [B, N, D], and its digest."""
+
+    objective: str
+    encoder: str
+    encode: Callable[[Tensor], Tensor]
+    digest: str
+    dtype: torch.dtype = torch.float16
+
+
+def mean_source() -> Source:
+    """The control that knows nothing: the same token for every clip, so that a probe can but predict the mean."""
+    return Source("mean", "", lambda clip: torch.zeros(len(clip), 1, HEADS), "mean")
+
+
+def statistics_source() -> Source:
+    """The control of hand-made features, as one token, padded with zeros to a multiple of the probes' heads."""
+
+    def encode(clip: Tensor) -> Tensor:
+        x = statistics(clip)
+        return torch.nn.functional.pad(x, (0, -x.shape[1] % HEADS)).unsqueeze(1)
+
+    return Source("statistics", "", encode, digest(inspect.getsource(sys.modules[statistics.__module__])), torch.float32)
+
+
+def source_code(*things: Any) -> list[str]:
+    """Return digests of the modules that classes or instances are written in."""
+    return [digest(inspect.getsource(sys.modules[type(t).__module__])) for t in things]
+
+
+def embed(source: Source, data: WellDataModule, split: str, cache: Path) -> Features:
+    """Return a split's features, from `cache` or else computed and kept there, whole or not at all.
+
+    Every window is read once, `data.eval_step` frames apart. Raises UserError if an embedding is not finite.
+    """
+    windows = data.windows(split, data.eval_step)
+    protocol = [data.frames, data.stride, data.eval_step, data.crop, data.size, data.scales, data.statistics]
+    key = digest(source.digest, data.fingerprint, split, len(windows), protocol, str(source.dtype))
+    place = cache / f"{source.objective}-{split}-{key}.h5"
+    if place.exists():
+        with h5py.File(place, "r") as file:
+            parts = {k: torch.from_numpy(file[k][()]) for k in ("tokens", "theta", "trajectory")}
+        return Features(**parts)
+    batches = data.loader(split, windows)
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+    with torch.inference_mode():
+        for raw in track(batches, f"{source.objective}: embedding {split}", len(batches)):
+            batch = data.prepare_batch(raw, augment=False)
+            tokens = source.encode(batch["clip"])
+            if not torch.isfinite(tokens).all():
+                raise UserError(f"{source.objective}: embeddings of {data.folder}/data/{split} are not finite; "
+                                "train the run again")  # fmt: skip
+            seen.append((tokens.to(source.dtype), batch["theta"], batch["trajectory"]))
+    tokens, theta, trajectory = (torch.cat(x) for x in zip(*seen, strict=True))
+    features = Features(tokens, theta, trajectory)
+    _keep(place, {"tokens": tokens, "theta": theta, "trajectory": trajectory})
+    return features
+
+
+def _keep(place: Path, parts: dict[str, Tensor]) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    temporary = place.with_name(f".{place.name}.{os.getpid()}")
+    try:
+        with h5py.File(temporary, "w") as file:
+            for name, values in parts.items():
+                file.create_dataset(name, data=np.asarray(values))
+        temporary.replace(place)
+    finally:
+        temporary.unlink(missing_ok=True)

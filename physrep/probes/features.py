@@ -1,0 +1,87 @@
+"""What a probe is given: the frozen embeddings of a split, with the physical parameters to be read from them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from physrep.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """The embeddings of M windows: tokens [M, N, D] of any float type, standardised theta [M, P], trajectory [M]."""
+
+    tokens: Tensor
+    theta: Tensor
+    trajectory: Tensor
+
+    def __post_init__(self) -> None:
+        if not len(self.tokens) == len(self.theta) == len(self.trajectory):
+            raise ValueError("tokens, theta and trajectory must have one row a window")
+
+    def __len__(self) -> int:
+        """Return M, the number of windows."""
+        return len(self.tokens)
+
+    @cached_property
+    def pooled(self) -> Tensor:
+        """Mean and standard deviation over the tokens, [M, 2D] float32; the mean alone, [M, D], of a single token."""
+        if self.tokens.shape[1] == 1:
+            return self.tokens[:, 0].float()
+        parts = (torch.std_mean(part.float(), dim=1, correction=0) for part in self.tokens.split(256))
+        return torch.cat([torch.cat([mean, std], dim=1) for std, mean in parts])
+
+
+class Predictor(Protocol):
+    """A fitted probe: the standardised parameters [M, P] float32 of features, and what was chosen on valid."""
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """What was selected on valid, in plain numbers and lists."""
+
+    def __call__(self, features: Features) -> Tensor:
+        """Predict the standardised parameters of features, [M, P] float32."""
+
+
+class Estimator(Protocol):
+    """A probe before it is fitted; `needs` says whether it reads the tokens or only their pooled statistics."""
+
+    needs: Literal["pooled", "tokens"]
+
+    def fit(self, train: Features, valid: Features) -> Predictor:
+        """Fit on train and select on valid; test never comes here."""
+
+
+@dataclass(frozen=True, eq=False)
+class Standardiser:
+    """z = (x - mean) / scale of the last axis, cut at +-limit; features that do not vary in train become zero."""
+
+    mean: Tensor
+    scale: Tensor
+    limit: float = math.inf
+
+    @classmethod
+    def of(cls, x: Tensor, limit: float = math.inf) -> Standardiser:
+        """Take the statistics of every axis but the last, x [..., D], in float64; UserError if they are not finite."""
+        total = torch.zeros(x.shape[-1], dtype=torch.float64, device=x.device)
+        square = total.clone()
+        for part in x.split(256):
+            rows = part.reshape(-1, x.shape[-1]).double()
+            total += rows.sum(0)
+            square += rows.square().sum(0)
+        mean = total / (x.numel() // x.shape[-1])
+        std = (square / (x.numel() // x.shape[-1]) - mean.square()).clamp_min(0).sqrt()
+        if not torch.isfinite(std).all():
+            raise UserError("features of the train split are not finite; the run has diverged: probe an earlier checkpoint")
+        return cls(mean, torch.where(std > 1e-6 * mean.abs(), std, math.inf), limit)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Standardise x [..., D]; half precision comes out as float32."""
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        return ((x - self.mean.to(x)) / self.scale.to(x)).clamp(-self.limit, self.limit)
