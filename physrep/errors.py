@@ -25,7 +25,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     try:
         main(sys.argv[1:])
     except UserError as error:
-        sys.exit(_say(str(error)))
+        sys.exit(_say(str(error).rpartition("UserError: ")[2]))  # a loader's worker puts its traceback before it
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise

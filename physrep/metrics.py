@@ -1,4 +1,4 @@
-"""What is measured: the errors of probes, with intervals over trajectories and seeds, and the width an embedding uses."""
+"""What is measured: errors of probes, with intervals over trajectories and seeds, and the width an embedding uses."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def errors(rows: Sequence[Row], trajectories: Sequence[int], by: By = "window") 
 
 
 def scores(found: Errors, counts: Array) -> dict[str, Array]:
-    """Return mse of z, r2 and mae in physical units, [S, R] each, of samples that hold trajectory n counts [R, N] times.
+    """Return mse of z, r2 and mae in physical units, [S, R] each, of samples with counts [R, N] of the trajectories.
 
     Undefined is NaN: r2 where all truth is equal, everything where a seed has none of a sample's trajectories.
     """
@@ -66,7 +66,8 @@ def scores(found: Errors, counts: Array) -> dict[str, Array]:
         total = found.weight @ counts.T
 
         def mean(x: Array) -> Array:
-            return (found.weight * x) @ counts.T / total
+            average: Array = (found.weight * x) @ counts.T / total
+            return average
 
         mse, mae = mean(found.squared), mean(found.absolute)
         variance = mean(found.truth**2) - mean(found.truth) ** 2
@@ -106,20 +107,22 @@ def interval(samples: Array, level: float = 0.95) -> Interval:
 
 
 def paired(a: Sequence[Errors], b: Sequence[Errors], counts: Array, seed: int = 0) -> Array:
-    """Return the samples [1 + R] of the difference in mse of a and b, of trajectories that all have, averaged over parameters."""
+    """Return samples [1 + R] of mse of a minus mse of b, each averaged over its parameters, on shared trajectories."""
     shared = np.prod([(found.weight > 0).all(0) for found in (*a, *b)], axis=0)
     one, two = ([bootstrap(found, counts * shared, seed)["mse"] for found in cell] for cell in (a, b))
-    return np.mean(one, axis=0) - np.mean(two, axis=0)  # type: ignore[no-any-return]
+    difference: Array = np.mean(one, axis=0) - np.mean(two, axis=0)
+    return difference
 
 
 def effective_rank(x: Tensor) -> Tensor:
-    """Return how many dimensions rows [M, D] fill, from 1 to min(M, D): the exponential of the entropy of singular values.
+    """Return how many dimensions rows [M, D] fill, from 1 to min(M, D): exp of the entropy of their singular values.
 
-    As it is, not centred (Roy and Vetterli 2007; RankMe, Garrido et al. 2023).
+    Rows are taken as they are, not centred (Roy and Vetterli 2007; RankMe, Garrido et al. 2023).
     """
     sigma = torch.linalg.svdvals(x.float())
     share = sigma / sigma.sum().clamp_min(torch.finfo(sigma.dtype).tiny)
-    return torch.special.entr(share).sum().exp()
+    rank: Tensor = torch.special.entr(share).sum().exp()
+    return rank
 
 
 def between_within(x: Tensor, trajectory: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,6 @@ import errno
 import fcntl
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from physrep.errors import UserError
+from physrep.run import write_text
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,8 @@ def make_rows(
     """Return a row per parameter from standardised prediction and truth [M, P] of windows of trajectory [M].
 
     `scales` names the parameters, in the order of P; `key` is the identity of (run, probe), to which a row adds its
-    parameter; `about` is the rest: data, objective, encoder, probe, seed, split, run, config, commit, fingerprint, step,
-    chosen. Raises UserError where a prediction is not finite, ValueError where truth varies within a trajectory.
+    parameter; `about` holds the other fields of Row: data, objective, ..., chosen. Raises UserError where a prediction
+    is not finite, ValueError where truth varies within a trajectory.
     """
     from torchmetrics.functional import mean_squared_error
 
@@ -164,18 +164,8 @@ def append(path: str | Path, rows: Iterable[Row]) -> int:
         if new:
             old = path.read_text(encoding="utf-8").splitlines() if there else []
             lines = old + [json.dumps(asdict(row), allow_nan=False) for row in new.values()]
-            replace(path, "".join(f"{line}\n" for line in lines).encode())
+            write_text(path, "".join(f"{line}\n" for line in lines))
     return len(new)
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Write a file whole: under a temporary name beside it, then by its own."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 @contextmanager

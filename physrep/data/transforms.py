@@ -12,7 +12,8 @@ from torch.nn import functional as F
 def normalise(clip: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Standardise every channel with the training split's statistics; clip [B, C, T, *S], mean and std [C]."""
     shape = (-1,) + (1,) * (clip.ndim - 2)
-    return (clip - mean.view(shape)) / std.clamp_min(1e-8).view(shape)
+    rate = 1 / std.clamp_min(1e-8)
+    return torch.addcmul((-mean * rate).view(shape), clip, rate.view(shape))
 
 
 def resize(clip: Tensor, size: Sequence[int]) -> Tensor:
@@ -25,14 +26,11 @@ def resize(clip: Tensor, size: Sequence[int]) -> Tensor:
 
 def shift(clip: Tensor, axes: Sequence[int], generator: torch.Generator) -> Tensor:
     """Move every clip by a random number of cells along periodic grid axes (0 = H); clip [B, C, T, *S]."""
-    for axis in axes:
-        n = clip.shape[3 + axis]
-        by = torch.randint(n, (len(clip), 1), generator=generator).to(clip.device)
-        index = (torch.arange(n, device=clip.device) + by) % n
-        view = [len(clip)] + [1] * (clip.ndim - 1)
-        view[3 + axis] = n
-        clip = clip.gather(3 + axis, index.view(view).expand(clip.shape))
-    return clip
+    if not axes:
+        return clip
+    sizes = torch.tensor([clip.shape[3 + axis] for axis in axes])
+    steps = (torch.rand(len(clip), len(axes), generator=generator) * sizes).long().tolist()
+    return torch.stack([c.roll(by, [2 + axis for axis in axes]) for c, by in zip(clip, steps, strict=True)])
 
 
 def add_noise(clip: Tensor, std: float, generator: torch.Generator) -> Tensor:

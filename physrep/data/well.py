@@ -69,7 +69,7 @@ class Header:
 def opened(path: Path) -> Iterator[h5py.File]:
     """Open an HDF5 file for reading; a file that is missing, damaged or of another format is a UserError."""
     try:
-        file = h5py.File(path, "r", locking=False)
+        file = h5py.File(path, "r")
     except OSError as error:
         reason = "truncated" if "truncated" in str(error) else "not a readable HDF5 file"
         raise UserError(f"{path}: {reason}; download or simulate it again") from error
@@ -236,7 +236,7 @@ class WellSplit:
             if len(self._handles) >= OPEN_FILES:
                 self._handles.popitem(last=False)[1].close()
             try:
-                self._handles[path] = h5py.File(path, "r", locking=False)
+                self._handles[path] = h5py.File(path, "r")
             except OSError as error:
                 raise UserError(f"{path}: cannot be opened ({error}); download or simulate it again") from error
         self._handles.move_to_end(path)

@@ -51,8 +51,8 @@ class ConvEncoder(Encoder):
     """Five-stage video ConvNeXt; its defaults are the paper's encoder (2,466,928 weights at 4 channels).
 
     clip [B, C, T, H, W] -> [B, D, t, h, w] with D the last width; `strides` are those of the stem and of each
-    transition, as (time, height, width). A stage whose time axis is down to one frame is two-dimensional when
-    `flat_last` says so, as in the paper. Raises UserError for a clip that the strides do not divide.
+    transition, as (time, height, width); a stage whose kernel has two axes works frame by frame, as the paper's last.
+    Raises UserError for a clip that the strides do not divide.
     """
 
     def __init__(
@@ -62,15 +62,16 @@ class ConvEncoder(Encoder):
         depths: Sequence[int] = (3, 3, 3, 9, 3),
         stem: Sequence[int] = (1, 4, 4),
         strides: Sequence[Sequence[int]] = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2)),
-        kernel: Sequence[int] = (7, 7, 7),
-        flat_last: bool = True,
+        kernels: Sequence[Sequence[int]] = ((7, 7, 7), (7, 7, 7), (7, 7, 7), (7, 7, 7), (7, 7)),
         scale: float = 1e-6,
     ) -> None:
         super().__init__()
-        if not len(widths) == len(depths) == len(strides):
-            raise UserError(f"encoder: {len(widths)} widths, {len(depths)} depths and {len(strides)} strides; "
-                            "give one of each per stage")  # fmt: skip
-        self.width, self.flat_last = widths[-1], flat_last
+        sizes = {"widths": len(widths), "depths": len(depths), "strides": len(strides), "kernels": len(kernels)}
+        if len(set(sizes.values())) > 1:
+            said = ", ".join(f"{n} {name}" for name, n in sizes.items())
+            raise UserError(f"encoder: {said}; give one of each per stage")
+        self.width = widths[-1]
+        self.flat = [len(kernel) == 2 for kernel in kernels]
         self.total = [math.prod(s[axis] for s in strides) for axis in range(3)]
         first = tuple(strides[0])
         padding: str | int = "same" if first == (1, 1, 1) else 0
@@ -80,8 +81,8 @@ class ConvEncoder(Encoder):
             for a, b, s in zip(widths, widths[1:], strides[1:], strict=False)
         )
         self.stages = nn.ModuleList(
-            nn.Sequential(*(Block(w, kernel[1:] if flat_last and i == len(widths) - 1 else kernel, scale) for _ in range(n)))
-            for i, (w, n) in enumerate(zip(widths, depths, strict=True))
+            nn.Sequential(*(Block(w, k, scale) for _ in range(n)))
+            for w, k, n in zip(widths, kernels, depths, strict=True)
         )
 
     def forward(self, clip: Tensor) -> Tensor:
@@ -89,19 +90,16 @@ class ConvEncoder(Encoder):
         if any(n % s for n, s in zip(clip.shape[2:], self.total, strict=True)):
             raise UserError(f"encoder: strides {self.total} do not divide a clip of {list(clip.shape[2:])} "
                             "(frames, height, width); change data.frames, data.crop, data.size or encoder.strides")  # fmt: skip
-        x = self.stages[0](self.stem(clip))
-        for i, (down, stage) in enumerate(zip(self.down, self.stages[1:], strict=True), 1):  # type: ignore[arg-type]
+        x = clip.contiguous(memory_format=torch.channels_last_3d)
+        for down, stage, flat in zip([self.stem, *self.down], self.stages, self.flat, strict=True):
             x = down(x)
-            if self.flat_last and i == len(self.down):
-                x = frame_by_frame(stage, x)
-            else:
-                x = stage(x)
+            x = frame_by_frame(stage, x) if flat else stage(x)
         return x
 
 
 def frame_by_frame(module: nn.Module, x: Tensor) -> Tensor:
     """Apply a two-dimensional module to every frame of x [B, D, t, h, w]."""
-    y: Tensor = module(x.transpose(1, 2).flatten(0, 1))
+    y: Tensor = module(x.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last))
     return y.unflatten(0, (len(x), x.shape[2])).transpose(1, 2)
 
 

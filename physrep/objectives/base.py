@@ -37,6 +37,7 @@ class Objective(LightningModule):
         self.encoder = encoder
         self.plan = {"lr": lr, "weight_decay": weight_decay, "betas": tuple(betas)}
         self.warmup, self.seed = warmup, seed
+        self._batch = 0
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return scalars by name; `loss` is what is minimised."""
@@ -65,6 +66,11 @@ class Objective(LightningModule):
         self._batch = batch_idx
         terms = self.losses(batch)
         self.log_dict({f"valid/{k}": v for k, v in terms.items()}, batch_size=len(batch["clip"]), sync_dist=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep with the weights what `physrep.load` needs: channels, normaliser, frames and targets, as plain values."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        checkpoint["physrep"] = {"channels": data.channels, "frames": data.frames, "targets": data.scales, **data.statistics}
 
     def configure_optimizers(self) -> Any:
         """AdamW with decay groups; linear warm-up and cosine per optimiser step."""

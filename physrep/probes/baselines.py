@@ -18,12 +18,12 @@ TINY = 1e-12  # in variances of the clip: below it is rounding
 def statistics(clip: Tensor) -> Tensor:
     """Describe clips [B, C, T, H, W] by F numbers each, [B, F] float32: a system-blind set, finite on flat fields.
 
-    Of each channel: moments; energy in bands of |k|, its rate of change and its decay; structure functions along both axes
-    with skewness and flatness of the gradients; curvature; differences, correlation and decay in time; diffusivities
-    that budgets of variance and a fit of ds/dt to the Laplacian would give. Of pairs: correlations, third moments,
-    correlations with the other's rate of change, joint variance budgets. Squares enter as logarithms, so that a
-    linear probe can form ratios and powers. Lengths are in grid points, times in frames. What needs two
-    frames is left out of single ones.
+    Of each channel: moments; energy in bands of |k|, its rate of change and its decay; structure functions along both
+    axes with skewness and flatness of the gradients; curvature; differences, correlation and decay in time;
+    diffusivities from the budget of variance and from a fit of ds/dt to the Laplacian. Of pairs: correlations, third
+    moments, correlations with the other's rate of change, joint variance budgets. Squares enter as logarithms, so that
+    a linear probe can form ratios and powers. Lengths are in grid points, times in frames. What needs two frames is
+    left out of a single one. UserError if the grid is smaller than 3 x 3.
     """
     if min(clip.shape[-2:]) < 3:
         raise UserError(f"statistics: a grid of {tuple(clip.shape[-2:])} is too small; three points an axis are needed")
@@ -32,7 +32,7 @@ def statistics(clip: Tensor) -> Tensor:
 
 
 def _statistics(clip: Tensor) -> Tensor:
-    batch, channels, frames = clip.shape[:3]
+    batch, frames = len(clip), clip.shape[2]
     level = clip.mean((2, 3, 4), keepdim=True)
     spread = clip.sub(level).square().mean((2, 3, 4), keepdim=True).sqrt()
     spread = spread.maximum(1e-6 * level.abs()).clamp_min(1e-12)
@@ -40,8 +40,8 @@ def _statistics(clip: Tensor) -> Tensor:
     flat = z.flatten(2)
     third = _product(flat.square(), flat)
     level, spread = level.flatten(1), spread.flatten(1)
-    kurtosis = flat.square().square().mean(2)
-    out = [level, spread.log(), kurtosis.add(TINY).log(), third.flatten(1), _pairs(_product(flat, flat))]
+    fourth = flat.square().square().mean(2)
+    out = [level, spread.log(), _log(fourth), third.flatten(1), _pairs(_product(flat, flat))]
 
     mean = z.mean((3, 4))  # [B, C, T]
     fluctuation = z - mean[..., None, None]
@@ -50,8 +50,7 @@ def _statistics(clip: Tensor) -> Tensor:
     spectrum = _spectrum(fluctuation)
     energy = _bands(spectrum, clip.shape[-1])  # [B, C, T, bands]
     out += [_log(energy.mean(2)), *_along(fluctuation, 3), *_along(fluctuation, 4)]
-    gradient = sum(_difference(z, axis, 1).square().mean((3, 4)) for axis in (3, 4))  # [B, C, T]
-    assert isinstance(gradient, Tensor)
+    gradient = _difference(z, 3, 1).square().mean((3, 4)) + _difference(z, 4, 1).square().mean((3, 4))  # [B, C, T]
     laplacian = _laplacian(z)
     out += [_log(laplacian.square().mean((2, 3, 4)))]
     if frames == 1:
@@ -71,11 +70,11 @@ def _statistics(clip: Tensor) -> Tensor:
     middle = (laplacian[:, :, 1:] + laplacian[:, :, :-1]) / 2
     fit = (rate[..., 1:-1, 1:-1] * middle).mean((2, 3, 4)) / (middle.square().mean((2, 3, 4)) + TINY)
     square = spread.square()
-    joint = [square * v for v in (lost, gradient.mean(2))]
-    lost_two, gradient_two = (_pairs(v[:, :, None] + v[:, None]) for v in joint)
-    scale = _pairs(square[:, :, None] + square[:, None])
     out += [_log(lost.abs()) - _log(gradient.mean(2)), fit, _log(fit.abs())]
-    out += [_log(lost_two.abs() / scale) - _log(gradient_two / scale)]
+    square = spread.square()
+    both = [square, square * lost, square * gradient.mean(2)]
+    scale, lost, slope = (_pairs(v[:, :, None] + v[:, None]) for v in both)
+    out += [_log(lost.abs() / scale) - _log(slope / scale)]
     return torch.cat([o.reshape(batch, -1) for o in out], 1)
 
 
@@ -90,7 +89,8 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 def _pairs(matrix: Tensor) -> Tensor:
     """Return what lies above the diagonal of [B, C, C]."""
-    i, j = torch.triu_indices(*matrix.shape[1:], offset=1, device=matrix.device)
+    channels = matrix.shape[1]
+    i, j = torch.triu_indices(channels, channels, offset=1, device=matrix.device)
     return matrix[:, i, j]
 
 
@@ -100,7 +100,7 @@ def _difference(x: Tensor, axis: int, lag: int) -> Tensor:
 
 
 def _along(x: Tensor, axis: int) -> list[Tensor]:
-    """Log structure functions along an axis at the lags that fit, and skewness and log flatness at lag one: [B, C] each."""
+    """Log structure functions at the lags that fit, skewness and log flatness of the gradient: [B, C] each."""
     out = []
     for lag in LAGS:
         if lag >= x.shape[axis]:
@@ -121,10 +121,11 @@ def _laplacian(x: Tensor) -> Tensor:
 
 
 def _spectrum(x: Tensor) -> Tensor:
-    """Fourier transform of frames under a Hann window, since a crop is not periodic; a sum of |.|^2 is the mean square."""
+    """Fourier transform under a Hann window, since a crop is not periodic; the sum of |.|^2 is the mean square."""
     h, w = x.shape[-2:]
     window = torch.hann_window(h, device=x.device)[:, None] * torch.hann_window(w, device=x.device)
-    return torch.fft.rfft2(x * (window / window.square().mean().sqrt()), norm="forward")
+    spectrum: Tensor = torch.fft.rfft2(x * (window / window.square().mean().sqrt()), norm="forward")
+    return spectrum
 
 
 def _bands(spectrum: Tensor, width: int) -> Tensor:
@@ -133,8 +134,8 @@ def _bands(spectrum: Tensor, width: int) -> Tensor:
     kx = torch.fft.fftfreq(height, device=spectrum.device)[:, None]
     ky = torch.fft.rfftfreq(width, device=spectrum.device)
     longest = 1 / max(height, width)
-    octave = (torch.hypot(kx, ky) / longest).log() / math.log(0.5 / longest)
-    band = (octave * BANDS + 1e-4).floor().clamp_max(BANDS - 1)
+    place = (torch.hypot(kx, ky) / longest).log() / math.log(0.5 / longest)  # 0 at the longest wave, 1 at the shortest
+    band = (place * BANDS + 1e-4).floor().clamp_max(BANDS - 1)
     twice = torch.full((half,), 2.0, device=spectrum.device)  # columns that stand for their complex conjugates too
     twice[0] = 1
     if width % 2 == 0:

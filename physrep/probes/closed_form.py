@@ -18,9 +18,9 @@ LIMIT = 5.0  # standard deviations: where one wild value of a heavy-tailed featu
 
 
 def solve(x: Tensor, y: Tensor, strengths: Strengths) -> tuple[Tensor, Tensor]:
-    """Minimise |x w + b - y|^2 / M + strength |w|^2 for all strengths by one eigendecomposition of the smaller Gram matrix.
+    """Minimise |x w + b - y|^2 / M + strength |w|^2 for S strengths: x [M, F], y [M, P] -> w [S, F, P], b [S, 1, P].
 
-    x [M, F] and y [M, P] in float64 -> w [S, F, P] and the unpenalised b [S, 1, P].
+    One eigendecomposition of the smaller Gram matrix serves them all; use float64. The bias b is not penalised.
     """
     centre, level, rows = x.mean(0), y.mean(0), len(x)
     x, y = x - centre, y - level
@@ -75,7 +75,7 @@ class Ridge:
 def ridge_cv(
     x: Tensor, y: Tensor, groups: Tensor, strengths: Strengths = DECADES, folds: int = 5, seed: int = 0
 ) -> dict[str, Tensor]:
-    """Predict each fold of groups from the others by ridge; the strength is chosen by cross-validation inside the others.
+    """Predict each fold of groups from the others by ridge, whose strength cross-validation inside the others chooses.
 
     x [M, F], y [M, P], groups [M] (trajectories) -> predictions [M, P], mse [P], r2 [P], strengths [folds, P]. All
     rows share the standardisation, which sees no label. UserError if there are fewer than three groups.

@@ -48,7 +48,9 @@ def statistics_source() -> Source:
         x = statistics(clip)
         return torch.nn.functional.pad(x, (0, -x.shape[1] % HEADS)).unsqueeze(1)
 
-    return Source("statistics", "", encode, digest(inspect.getsource(sys.modules[statistics.__module__])), torch.float32)
+    return Source(
+        "statistics", "", encode, digest(inspect.getsource(sys.modules[statistics.__module__])), torch.float32
+    )
 
 
 def source_code(*things: Any) -> list[str]:

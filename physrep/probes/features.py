@@ -78,10 +78,13 @@ class Standardiser:
         mean = total / (x.numel() // x.shape[-1])
         std = (square / (x.numel() // x.shape[-1]) - mean.square()).clamp_min(0).sqrt()
         if not torch.isfinite(std).all():
-            raise UserError("features of the train split are not finite; the run has diverged: probe an earlier checkpoint")
+            raise UserError(
+                "features of the train split are not finite; the run has diverged: probe an earlier checkpoint"
+            )
         return cls(mean, torch.where(std > 1e-6 * mean.abs(), std, math.inf), limit)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Standardise x [..., D]; half precision comes out as float32."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        return ((x - self.mean.to(x)) / self.scale.to(x)).clamp(-self.limit, self.limit)
+        z = (x - self.mean.to(x)).div_(self.scale.to(x))
+        return z if math.isinf(self.limit) else z.clamp_(-self.limit, self.limit)

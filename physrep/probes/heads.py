@@ -24,7 +24,8 @@ class LinearHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map pooled features [B, F] to parameters [B, P]."""
-        return self.out(x)
+        theta: Tensor = self.out(x)
+        return theta
 
 
 class MLPHead(nn.Module):
@@ -36,14 +37,15 @@ class MLPHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map pooled features [B, F] to parameters [B, P]."""
-        return self.layers(x)
+        theta: Tensor = self.layers(x)
+        return theta
 
 
 class AttentiveHead(nn.Module):
     """One learned query attends to the tokens [B, N, D]; a residual MLP and a linear layer follow. -> [B, P]
 
-    With mlp_ratio=12 it is the head of the paper (arXiv 2603.13227): 445,314 weights at D = 128 and P = 2. The number of
-    attention heads is the largest divisor of D that does not exceed `heads`. A single token gets all the attention,
+    With mlp_ratio=12 it is the head of the paper (arXiv 2603.13227): 445,314 weights at D = 128 and P = 2. The number
+    of attention heads is the largest divisor of D that does not exceed `heads`. A single token gets all the attention,
     which leaves the MLP.
     """
 
@@ -68,8 +70,9 @@ class AttentiveHead(nn.Module):
         query = self.q(self.query).view(self.heads, -1) * (width // self.heads) ** -0.5
         folded = torch.einsum("hd,hdf->hf", query, self.k.weight.view(self.heads, -1, width))
         offset = (query * self.k(self.norm.bias).view(self.heads, -1)).sum(1)
-        attention = (x @ (folded * self.norm.weight).T + offset).softmax(dim=1)
-        mixed = (attention.transpose(1, 2) @ x) * self.norm.weight + self.norm.bias
+        attention = F.linear(x, folded * self.norm.weight, offset).transpose(1, 2).softmax(dim=-1)  # [B, heads, N]
+        mixed = attention @ x * self.norm.weight + self.norm.bias
         value = torch.einsum("bhf,hdf->bhd", mixed, self.v.weight.view(self.heads, -1, width)).flatten(1) + self.v.bias
         y = self.query + value
-        return self.out(y + self.mlp(y))
+        theta: Tensor = self.out(y + self.mlp(y))
+        return theta

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader, Sampler, TensorDataset
@@ -45,7 +45,7 @@ class Shuffled(Sampler[Tensor]):
 
 
 class Probe(LightningModule):
-    """A copy of one head for each learning rate, trained side by side; keeps the copy and epoch of least MSE on valid."""
+    """A copy of one head for each learning rate, trained side by side; keeps copy and epoch of least MSE on valid."""
 
     def __init__(self, head: nn.Module, standardise: Standardiser, lrs: Sequence[float], weight_decay: float) -> None:
         super().__init__()
@@ -61,7 +61,8 @@ class Probe(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Sum the MSE of the copies, which share no weight."""
         x, theta = batch
-        return (self(x) - theta).square().mean((1, 2)).sum()
+        loss: Tensor = (self(x) - theta).square().mean((1, 2)).sum()
+        return loss
 
     def on_validation_epoch_start(self) -> None:
         """Begin the sum of squared errors of each copy."""
@@ -85,7 +86,7 @@ class Probe(LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW with one learning rate a copy, each falling to zero along a cosine."""
         groups = [{"params": list(h.parameters()), "lr": lr} for h, lr in zip(self.heads, self.lrs, strict=True)]
-        optimizer = torch.optim.AdamW(groups, weight_decay=self.weight_decay)
+        optimizer = torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=True)
         schedule = CosineAnnealingLR(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -103,7 +104,7 @@ class Head:
         """Predict the standardised parameters of features, [M, P] float32, where the features lie."""
         x = getattr(features, self.needs)
         head = self.head.to(x.device)
-        with torch.inference_mode():
+        with torch.no_grad():
             return torch.cat([head(self.standardise(part)) for part in x.split(256)])
 
 
@@ -121,7 +122,7 @@ class Trained:
         self,
         epochs: int = 30,
         batch_size: int = 64,
-        lrs: Sequence[float] = (3e-4, 1e-3, 3e-3, 1e-2),
+        lrs: Sequence[float] = (1e-4, 3e-4, 1e-3, 3e-3),
         weight_decay: float = 0.01,
         seed: int = 0,
     ) -> None:
@@ -139,7 +140,7 @@ class Trained:
         x, x_valid = getattr(train, self.needs), getattr(valid, self.needs)
         standardise = Standardiser.of(x, LIMIT if self.needs == "pooled" else math.inf)
         with quiet(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+            torch.default_generator.manual_seed(self.seed)  # torch.manual_seed would reseed GPUs too
             probe = Probe(self.head(x.shape[-1], train.theta.shape[1]), standardise, self.lrs, self.weight_decay)
             trainer = Trainer(
                 max_epochs=self.epochs,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,9 +22,9 @@ from physrep.simulate.spectral import Fourier2D, as_column, smooth_noise, stack_
 class ShearFlow:
     """Solver with parameters Reynolds and Schmidt; an initial state is [3, Nx, Ny]: velocity x, velocity y, tracer."""
 
-    name = "shear_flow"
-    fields = {"tracer": 0, "pressure": 0, "velocity": 1}
-    boundaries = {"x": "PERIODIC", "y": "PERIODIC"}
+    name: ClassVar = "shear_flow"
+    fields: ClassVar = {"tracer": 0, "pressure": 0, "velocity": 1}
+    boundaries: ClassVar = {"x": "PERIODIC", "y": "PERIODIC"}
 
     def __init__(
         self,
@@ -80,7 +81,7 @@ class ShearFlow:
         cell = min(length / n for length, n in zip(box.length, box.grid, strict=True))
         count, step = substeps(dt, longest_step or 1.25 * cell)
         decay = torch.stack([torch.exp(-d * box.exact_k2 * step / 2) for d in (viscosity, diffusivity)], 1)
-        decay = decay.to(box.device, box.dtype)
+        decay = decay.to(box.device, self.to_velocity.dtype)
         state, wind = self.start(initial)
         out = [self.output(state, wind)]
         for _ in range(frames - 1):
@@ -90,35 +91,40 @@ class ShearFlow:
         return stack_frames(out)
 
     def start(self, initial: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the spectra of vorticity and tracer [B, 2, Nx, K] and the mean velocity [B, 2, 1, 1]."""
+        """Return the spectra of vorticity and tracer [B, 2, K, Nx] and of the mean velocity [B, 2]."""
         box = Fourier2D(self.box.grid, self.box.length, torch.float64)
         u, v, tracer = (box.forward(initial) * box.keep).unbind(1)
         state = torch.stack([1j * (box.kx * v - box.ky * u), tracer], 1)
-        wind = initial[:, :2].mean((-2, -1), keepdim=True)
-        return state.to(self.box.device, self.to_velocity.dtype), wind.to(self.box.device, self.box.dtype)
+        wind = initial[:, :2].sum((-2, -1))
+        return state.to(self.box.device, self.to_velocity.dtype), wind.to(self.box.device, self.to_velocity.dtype)
+
+    def velocity(self, state: Tensor, wind: Tensor) -> Tensor:
+        """Return the spectrum of the velocity [B, 2, K, Nx]."""
+        velocity: Tensor = self.to_velocity * state[:, :1]
+        velocity[:, :, 0, 0] = wind
+        return velocity
 
     def tendency(self, state: Tensor, wind: Tensor) -> Tensor:
-        """Return the advective tendencies [B, 2, Nx, K] of vorticity and tracer."""
-        box = self.box
-        u, v, s = box.inverse(torch.cat([self.to_velocity * state[:, :1], state[:, 1:]], 1)).unbind(1)
-        u, v = u + wind[:, 0], v + wind[:, 1]
-        products = box.forward(torch.stack([u * v, v * v - u * u, u * s, v * s], 1)).mul_(self.to_tendency)
+        """Return the advective tendencies [B, 2, K, Nx] of vorticity and tracer."""
+        u, v, s = self.box.inverse(torch.cat([self.velocity(state, wind), state[:, 1:]], 1)).unbind(1)
+        products = self.box.forward(torch.stack([u * v, v * v - u * u, u * s, v * s], 1)).mul_(self.to_tendency)
         return products[:, 0::2] + products[:, 1::2]
 
     def step(self, state: Tensor, wind: Tensor, decay: Tensor, step: float) -> Tensor:
-        """Advance by one RK4 step; `decay` is the exact diffusion of half a step."""
-        k1 = self.tendency(state, wind)
+        """Advance by one RK4 step; `decay` is the exact diffusion over half a step."""
+        k1 = decay * self.tendency(state, wind)
         half = decay * state
-        k2 = self.tendency(half + (step / 2) * (decay * k1), wind)
-        k3 = self.tendency(half + (step / 2) * k2, wind)
-        full = decay * half
-        k4 = self.tendency(full + step * (decay * k3), wind)
-        return full + (step / 6) * (decay * (decay * k1) + 2 * (decay * (k2 + k3)) + k4)
+        k2 = self.tendency(torch.add(half, k1, alpha=step / 2), wind)
+        k3 = self.tendency(torch.add(half, k2, alpha=step / 2), wind)
+        full = half.mul_(decay)
+        k4 = self.tendency(torch.addcmul(full, decay, k3, value=step), wind)
+        slope = k2.add_(k3).mul_(2).add_(k1).mul_(decay).add_(k4)
+        return full.add_(slope, alpha=step / 6)
 
     def output(self, state: Tensor, wind: Tensor) -> dict[str, Tensor]:
         """Return the fields of a state; the pressure solves lap p = -div(u.grad u) and has zero mean."""
         box = self.box
-        velocity = box.inverse(self.to_velocity * state[:, :1]) + wind
+        velocity = box.inverse(self.velocity(state, wind))
         u, v = velocity.unbind(1)
         uu, uv, vv = box.forward(torch.stack([u * u, u * v, v * v], 1)).unbind(1)
         pressure = -(box.kx**2 * uu + 2 * box.kx * box.ky * uv + box.ky**2 * vv) * box.inverse_k2 * box.keep

@@ -1,0 +1,52 @@
+# physrep: from nothing to a table with `make demo`; everything else in `make help`.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-fast lint types check bench dashboard clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "make %-11s %s\n", $$1, $$2}'
+
+install: $(READY) ## the environment in .venv, with everything for development
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: $(READY) ## from nothing to a table: simulate, pretrain, probe, report (about 8 minutes on two cores)
+	$(PY) -m physrep.simulate system=shear_flow preset=small
+	$(PY) -m physrep.fit experiment=demo objective=jepa
+	$(PY) -m physrep.fit experiment=demo objective=views
+	$(PY) -m physrep.probe experiment=demo
+	$(PY) -m physrep.report experiment=demo
+
+test: $(READY) ## all tests
+	$(PY) -m pytest
+
+test-fast: $(READY) ## the tests that take no more than a few seconds each
+	$(PY) -m pytest -m 'not slow'
+
+lint: $(READY) ## style
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(READY) ## types, strictly
+	$(VENV)/bin/mypy
+
+check: lint types test ## style, types and tests: what CI runs
+
+bench: $(READY) ## speed of reading and of training, side by side with the plain formulation
+	$(PY) -m benchmarks.reader
+	$(PY) -m benchmarks.step
+
+dashboard: $(READY) ## TensorBoard over all runs
+	$(VENV)/bin/tensorboard --logdir runs
+
+clean: ## remove caches (datasets/, runs/ and .venv stay)
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,688 @@
+"""Compose, check and build configurations: files of conf/, a command line, and signatures as their schema.
+
+base < groups < experiment < command line: the `groups:` of a base file name files conf/<group>/<choice>.yaml that fill
+`cfg.<group>`, an experiment is a named composition, and `a.b=value` has the last word.  Which keys and types a node
+with `_target_` takes is read from the target's source without importing it: a mistake comes back before torch loads.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import functools
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import itertools
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import yaml
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from physrep.errors import UserError, did_you_mean
+
+Key = tuple[str, ...]
+
+ALLOWED = ("physrep.", "torch.", "lightning.", "timm.")
+RESERVED = {"_target_", "_partial_"}
+NOT_RESULTS = {"runs", "dry_run", "data.root", "data.num_workers"}  # keys that change no number
+OPTIONS = {
+    "--help": "this page",
+    "--list": "the choices of every group, or of the one named next",
+    "--cfg": "print the resolved configuration and stop",
+    "--dry-run": "try everything once, quickly, and stop",
+}
+SCALARS = {"int": "int", "float": "int float", "str": "str", "bool": "bool", "Path": "str", "PathLike": "str"}
+SEQUENCES = {"list", "List", "tuple", "Tuple", "Sequence", "Iterable", "Collection"}
+MAPPINGS = {"dict", "Dict", "Mapping", "MutableMapping"}
+PLAIN = {*SCALARS, *SEQUENCES, *MAPPINGS, "Any", "object", "None", "Literal"}
+
+
+class Layer(NamedTuple):
+    """What one file says, in its place in the configuration."""
+
+    where: str  # "conf/encoder/conv_tiny.yaml: "; empty for the command line
+    content: dict[str, Any]
+
+
+# --- Composing
+
+
+def compose(argv: Sequence[str], base: str = "config") -> DictConfig:
+    """Compose conf/<base>.yaml, its groups, the experiment and the command line, and check it all; raises UserError."""
+    bottom = _base(base)
+    groups = bottom.content.pop("groups", {})
+    pairs = [_pair(argument) for argument in argv]
+    experiment = _experiment(dict(pairs).get("experiment", bottom.content.get("experiment")), composes=bool(groups))
+    choices = {group: (choice, bottom.where) for group, choice in groups.items()}
+    for group, choice in experiment.content.pop("groups", {}).items():
+        if group not in groups:
+            raise UserError(f"{experiment.where}groups.{group}: no such group{did_you_mean(group, groups)}")
+        choices[group] = (choice, experiment.where)
+    choices |= {group: (choice, "") for group, choice in pairs if group in groups}
+    changes = [(key, value, experiment.where) for key, value in _leaves(experiment.content)]
+    changes += [(k, v, "") for name, value in pairs if name not in groups for k, v in _leaves(value, _key(name))]
+    preset = {key: value for key, value, _ in changes}.get(("preset",), bottom.content.get("preset"))
+
+    layers, chosen = [bottom], dict[str, Any]()
+    for group, (choice, where) in choices.items():
+        many = isinstance(groups[group], list)
+        names = [str(name) for name in (choice if many and isinstance(choice, list) else [choice]) if name is not None]
+        chosen[group] = names if many else next(iter(names), None)
+        if many and choice is not None:
+            layers.append(Layer(where, {group: {}}))
+        for name in names:
+            for file, content in _choice(group, name, where, preset):
+                layers.append(Layer(file, {group: {name: content} if many else content}))
+
+    cfg = OmegaConf.create({})
+    cfg.merge_with(*(layer.content for layer in layers))
+    origins = [(key, layer.where) for layer in layers for key, _ in _leaves(layer.content)]
+    for key, value, where in changes:
+        _admit(_plain(cfg), key, value, where)
+        _told(f"{where}{_dotted(key)}: ", OmegaConf.update, cfg, _dotted(key), value, force_add=True)
+        origins.append((key, where))
+    if groups:
+        cfg.choices = chosen
+    check(cfg, origins)
+    return cfg
+
+
+def _experiment(name: Any, composes: bool) -> Layer:
+    """Read an experiment; `dev` needs no file, and a base without groups only asks that there is one."""
+    files = _files("experiments")
+    if name is None or (name == "dev" and name not in files):
+        return Layer("", {})
+    if name not in files:
+        raise UserError(f"experiments/{name}.yaml: no such experiment{did_you_mean(str(name), [*files, 'dev'])}")
+    return _read(files[name]) if composes else Layer("", {})
+
+
+def _choice(group: str, name: str, where: str, preset: Any) -> list[Layer]:
+    """Read a choice: the files that it derives from (`base:`), the most general first, then itself, then its preset."""
+    files, chain = _files(f"conf/{group}"), list[Layer]()
+    parent: Any = name
+    while parent is not None:
+        if parent not in files:
+            problem = "one value at a time here" if "," in parent else f"no such choice{did_you_mean(parent, files)}"
+            raise UserError(f"{where}{group}={parent}: {problem}")
+        chain.insert(0, _read(files[parent]))
+        where, parent = chain[0].where, chain[0].content.pop("base", None)
+        if where in [layer.where for layer in chain[1:]]:
+            raise UserError(f"{where}base: the file derives from itself")
+    presets = [Layer(file, content.pop("presets", {})) for file, content in chain]
+    known = {each for layer in presets for each in layer.content}
+    if known and preset is not None and preset not in known:
+        raise UserError(f"{chain[-1].where}preset={preset}: no such preset{did_you_mean(str(preset), known)}")
+    return chain + [Layer(file, content[preset]) for file, content in presets if preset in content]
+
+
+def _admit(cfg: Any, key: Key, value: Any, where: str) -> None:
+    """Refuse a change through an interpolation and, outside of targets, of an unknown key or to another type."""
+    inside, old = False, cfg
+    for depth, part in enumerate(key):
+        if isinstance(old, str) and "${" in old:
+            node = re.fullmatch(r"\$\{(\w[\w.\[\]]*)\}", old)
+            mend = f"set {_dotted(_key(node[1]) + key[depth:])}" if node else "set it there"
+            raise UserError(f"{where}{_dotted(key)}: {_dotted(key[:depth])} is {old}; {mend}")
+        inside = inside or (isinstance(old, dict) and "_target_" in old)
+        members = _members(old)
+        if part not in members:
+            if inside:
+                return  # for the signature to judge
+            raise UserError(f"{where}{_dotted(key[: depth + 1])}: no such key{_hint(part, members, cfg)}")
+        old = members[part]
+    free = inside or old is None or old == "???" or any("${" in each for each in (old, value) if isinstance(each, str))
+    if not free and _kind(value) not in SCALARS.get(_kind(old), _kind(old)).split():
+        raise UserError(f"{where}{_dotted(key)}={_show(value)}: expected {_kind(old)}, got {_kind(value)}")
+
+
+def _pair(argument: str) -> tuple[str, Any]:
+    """Split `key=value` and read the value as YAML."""
+    name, equals, text = argument.partition("=")
+    if not equals or not re.fullmatch(r"[\w-]+(\.[\w-]+|\[\d+\])*", name):
+        raise UserError(f"{argument}: expected key=value, such as seed=1 or encoder.depth=4")
+    return name, _plain(_told(f"{argument}: ", OmegaConf.from_dotlist, [f"value={text}"]))["value"]
+
+
+def _files(folder: str) -> dict[str, Path]:
+    """Return the YAML files of a folder by name: the current directory's before the checkout's or the wheel's."""
+    package = Path(__file__).resolve().parent
+    home = package if (package / "conf").is_dir() else package.parent
+    folders = [root / folder for root in (home, Path.cwd())]
+    nested = {each.parent.name: each for folder in folders for each in folder.glob("*/config.yaml")}
+    return nested | {each.stem: each for folder in folders for each in folder.glob("*.yaml")}
+
+
+def _base(name: str) -> Layer:
+    return _read(_files("conf").get(name, Path("conf", f"{name}.yaml")))
+
+
+def _read(file: Path) -> Layer:
+    where = f"{file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file}: "
+    content = _told(where, OmegaConf.load, file)
+    if not isinstance(content, DictConfig):
+        raise UserError(f"{where}expected a mapping of keys to values")
+    return Layer(where, _plain(content))
+
+
+def _told(where: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Call a function of OmegaConf; what it complains of becomes one line."""
+    try:
+        return function(*args, **options)
+    except yaml.MarkedYAMLError as error:
+        if function is OmegaConf.load and error.problem_mark:
+            where = f"{where.removesuffix(': ')}:{error.problem_mark.line + 1}: "
+        raise UserError(f"{where}not YAML: {error.problem or error.context}") from None
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{where}{str(error).splitlines()[0]}") from None
+
+
+# --- Checking and building
+
+
+def check(cfg: DictConfig, origins: Sequence[tuple[Key, str]] = ()) -> None:
+    """Hold every node with a `_target_` against the target's signature; `origins` says which file set which key.
+
+    Raises UserError for a missing or unresolvable value and for a target, key or type that is not allowed.
+    """
+    raw = _plain(cfg)
+    try:
+        resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+    values = dict(_targets(resolved))
+    for key, node in _targets(raw):
+        at = {name: _origin((*key, name), origins) + _dotted((*key, name)) for name in node}
+        target = str(node["_target_"])
+        signature = _signature(target, _prefixes(cfg.get("allow")), at["_target_"])
+        for name, value in values[key].items():
+            if name in signature:
+                signature[name].hold(value, f"{at[name]}={_show(value)}")
+            elif name not in RESERVED and "**" not in signature:
+                raise UserError(f"{at[name]}: no such key of {target}{_hint(name, signature, raw)}")
+
+
+def build(node: Mapping[str, Any] | DictConfig, **given: Any) -> Any:
+    """Import and call the `_target_` of a node, its nested nodes first; `given` arguments win; raises UserError.
+
+    Arguments are resolved plain containers; `_partial_: true` makes a functools.partial.  Packages beside our own are
+    allowed by the key `allow` at the root of the configuration that the node is part of.
+    """
+    node = node if isinstance(node, DictConfig) else OmegaConf.create(dict(node))
+    root, target, prefix = node._get_root(), str(node["_target_"]), f"{node._get_full_key('')}.".lstrip(".")
+    allow = root.get("allow") if isinstance(root, DictConfig) and root is not node else None
+    source = target, _prefixes(allow), f"{prefix}_target_"
+    signature, made = _signature(*source), _import(*source)
+    arguments = {str(name): _built(node, name) for name in node if name not in RESERVED | given.keys()} | given
+    if node.get("_partial_"):
+        return functools.partial(made, **arguments)
+    for name, parameter in signature.items():
+        if parameter.default is None and name not in arguments:
+            raise UserError(f"{prefix}{name}: {target} needs a value")
+    return made(**arguments)
+
+
+def _built(node: Any, name: Any) -> Any:
+    value = _told(f"{node._get_full_key(name)}: ", node.__getitem__, name)
+    if isinstance(value, DictConfig):
+        return build(value) if "_target_" in value else {each: _built(value, each) for each in value}
+    return [_built(value, index) for index in range(len(value))] if isinstance(value, ListConfig) else value
+
+
+# --- Names and differences
+
+
+def config_hash(cfg: DictConfig) -> str:
+    """Return 8 hex digits of the resolved configuration without the keys that change no result."""
+    leaves = ((_dotted(key), value) for key, value in _leaves(_plain(cfg, resolve=True)))
+    text = json.dumps({key: value for key, value in leaves if key not in NOT_RESULTS}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def run_name(cfg: DictConfig, base: str = "config") -> str:
+    """Name a run by its choices, its seed and what else the command line changed, in characters safe for a folder."""
+    if cfg.get("run"):
+        return str(cfg.run)
+    given = {**cfg.choices, **{key: cfg[key] for key in ("experiment", "preset", "seed", "allow") if key in cfg}}
+    usual = compose([f"{key}={_show(_plain(value))}" for key, value in given.items()], base)
+    before, after = (dict(_leaves(_plain(each))) for each in (usual, cfg))
+    changed = [key for key in sorted(after) if _dotted(key) not in NOT_RESULTS and before.get(key, ...) != after[key]]
+    names = [cfg.choices[group] for group in ("data", "objective", "encoder") if cfg.choices.get(group)]
+    suffix = [_safe(f"{_short(key, after)}={_show(after[key])}") for key in changed]
+    suffix = suffix if len("".join(suffix)) + len(suffix) <= 80 else [config_hash(cfg)]
+    return "-".join([*map(_safe, names), f"seed{cfg.seed}", *suffix])
+
+
+def _safe(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._=+-]+", "_", text).replace("=_", "=").strip("_")
+
+
+def _short(key: Key, keys: Iterable[Key]) -> str:
+    """Return the last part of a key, or as many as tell it from the other keys."""
+    tails = (key[-length:] for length in range(1, len(key)))
+    return _dotted(next((tail for tail in tails if sum(each[-len(tail) :] == tail for each in keys) == 1), key))
+
+
+def diff(old: Mapping[str, Any] | DictConfig, new: Mapping[str, Any] | DictConfig) -> list[str]:
+    """Return one line "key: old -> new" for every value in which two resolved configurations differ."""
+    before, after = (dict(_leaves(_plain(each, resolve=True))) for each in (old, new))
+    keys = [key for key in sorted({*before, *after}) if before.get(key, ...) != after.get(key, ...)]
+    shown = [[_show(side[key]) if key in side else "(none)" for side in (before, after)] for key in keys]
+    return [f"{_dotted(key)}: {' -> '.join(pair)}" for key, pair in zip(keys, shown, strict=True)]
+
+
+def grid(argv: Sequence[str]) -> list[list[str]]:
+    """Expand `seed=0,1 lr=1e-3,1e-4` to one command line per combination; a bracket or a quoted text is one value."""
+    axes = []
+    for argument in argv:
+        name, equals, text = argument.partition("=")
+        try:  # YAML knows what a comma inside of brackets or quotes is
+            nodes = yaml.compose(f"[{text}]").value
+        except yaml.YAMLError:
+            nodes = []
+        values = [text[node.start_mark.index - 1 : node.end_mark.index - 1] for node in nodes]
+        axes.append([f"{name}{equals}{value}" for value in values] if len(values) > 1 else [argument])
+    return [list(combination) for combination in itertools.product(*axes)]
+
+
+# --- The command line
+
+
+def cli(argv: Sequence[str], base: str = "config", doc: str | None = None) -> DictConfig:
+    """Return the checked configuration of a command line; `--help`, `--list` and `--cfg` print and exit instead."""
+    bottom = _base(base)
+    known = [option for option in OPTIONS if option != "--dry-run" or "dry_run" in bottom.content]
+    options = ["--help" if argument == "-h" else argument for argument in argv if argument.startswith("-")]
+    rest = [argument for argument in argv if not argument.startswith("-")]
+    for option in options:
+        if option not in known:
+            raise UserError(f"{option}: no such option{did_you_mean(option, known)}")
+    if "--help" in options:
+        print(_help(base, bottom.content, known, doc))
+    elif "--list" in options:
+        print(_list(bottom.content, [argument for argument in rest if "=" not in argument]))
+    else:
+        cfg = compose([*rest, *(["dry_run=true"] if "--dry-run" in options else [])], base)
+        if "--cfg" not in options:
+            return cfg
+        print(OmegaConf.to_yaml(cfg, resolve=True), end="")
+    raise SystemExit(0)
+
+
+def _help(base: str, content: dict[str, Any], known: Sequence[str], doc: str | None) -> str:
+    """Write the page of a command: its groups, its keys as the base file has them with their comments, and examples."""
+    groups = content.get("groups", {})
+    choices = {group: sorted(_files(f"conf/{group}")) for group in groups}
+    lines = [line for line in _files("conf")[base].read_text().splitlines() if re.match(r"(?!groups:)[\w-]+:", line)]
+    other = [f"{group}={name}" for group, names in choices.items() for name in names if name not in groups[group]]
+    command = f"python -m physrep.{Path(sys.argv[0]).stem}"
+    page = [inspect.cleandoc(doc), ""] if doc else []
+    if groups:
+        page.append("Groups; group=choice takes conf/<group>/<choice>.yaml, null takes none")
+        page += [f"  {f'{group}={_show(groups[group])}':<32} of {', '.join(choices[group])}" for group in groups]
+    page += ["Keys; a.b=value reaches into a mapping, a.b[0]=value into a list, and values are YAML"]
+    page += [f"  {re.sub(': +', '=', line, count=1)}" for line in lines]
+    page += ["Options", *(f"  {option:<10} {OPTIONS[option]}" for option in known)]
+    page += ["Examples", f"  {' '.join([command, *other[:1]])} --cfg"]
+    return "\n".join(page)
+
+
+def _list(content: dict[str, Any], wanted: Sequence[str]) -> str:
+    """Write the choices of groups, each with the first comment of its file."""
+    folders = {group: f"conf/{group}" for group in content.get("groups", {})}
+    if folders and "experiment" in content:
+        folders["experiment"] = "experiments"
+    page = []
+    for group in wanted or folders:
+        if group not in folders:
+            raise UserError(f"--list {group}: no such group{did_you_mean(group, folders)}")
+        page.append(f"{group}:")
+        for name, file in sorted(_files(folders[group]).items()):
+            comments = [line.strip("# ") for line in file.read_text().splitlines() if line.startswith("#")]
+            page.append(f"  {name:<20} {''.join(comments[:1])}".rstrip())
+    return "\n".join(page)
+
+
+# --- Keys and values
+
+
+def _plain(cfg: Any, resolve: bool = False) -> Any:
+    return OmegaConf.to_container(cfg, resolve=resolve) if OmegaConf.is_config(cfg) else cfg
+
+
+def _key(text: str) -> Key:
+    return tuple(re.findall(r"[^.\[\]]+", text))
+
+
+def _dotted(key: Key) -> str:
+    return "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in key).lstrip(".")
+
+
+def _show(value: Any) -> str:
+    """Write a value as YAML in one line."""
+    return value if isinstance(value, str) else json.dumps(value, default=str).replace('"', "")
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else type(value).__name__
+
+
+def _members(value: Any) -> dict[str, Any]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return {str(name): member for name, member in items}
+
+
+def _leaves(value: Any, key: Key = ()) -> Iterator[tuple[Key, Any]]:
+    """Yield what a nested mapping holds, a list or an empty mapping as one value."""
+    if isinstance(value, dict) and (value or not key):
+        for name, inner in value.items():
+            yield from _leaves(inner, (*key, str(name)))
+    else:
+        yield key, value
+
+
+def _targets(value: Any, key: Key = ()) -> Iterator[tuple[Key, dict[str, Any]]]:
+    """Yield the nodes that have a `_target_`, the outer ones first."""
+    if isinstance(value, dict) and "_target_" in value:
+        yield key, value
+    for name, member in _members(value).items():
+        yield from _targets(member, (*key, name))
+
+
+def _origin(key: Key, origins: Sequence[tuple[Key, str]]) -> str:
+    """Return what last set a key, something in it, or something around it."""
+    related = (where for known, where in reversed(origins) if all(map(str.__eq__, known, key)))
+    return next(related, "")
+
+
+def _hint(word: str, known: Iterable[str], cfg: Any) -> str:
+    """Suggest a near name in the same place, else where the configuration has this very name."""
+    names = sorted({*known} - {"**"})
+    if not difflib.get_close_matches(word, names, cutoff=0.5):
+        keys = {(name,) for name in cfg}
+        for place, node in _targets(cfg):
+            keys |= {(*place, name) for name in _declared(_find(str(node["_target_"]))) or ()}
+        if elsewhere := sorted(_dotted(key) for key in keys if key[-1] == word):
+            return f"; did you mean {' or '.join(elsewhere[:2])}?"
+    return did_you_mean(word, names)
+
+
+# --- Targets: what is allowed, and signatures read from source
+
+
+class Source(NamedTuple):
+    """A piece of code, an ast node, and the names of the module that it stands in."""
+
+    names: dict[str, Any]
+    code: Any
+
+    def at(self, code: Any) -> Source:
+        """Return another piece of the same module."""
+        return Source(self.names, code)
+
+    @property
+    def name(self) -> str:
+        """The dotted name that the code is, calls or subscripts."""
+        inner = {ast.Subscript: "value", ast.Call: "func"}.get(type(self.code))
+        return ast.unparse(getattr(self.code, inner) if inner else self.code)
+
+    @property
+    def head(self) -> str:
+        """The last part of the name."""
+        return self.name.rpartition(".")[2]
+
+    @property
+    def items(self) -> list[Source]:
+        """What stands in the brackets of a subscript."""
+        index = self.code.slice if isinstance(self.code, ast.Subscript) else ast.Tuple([])
+        return [self.at(each) for each in (index.elts if isinstance(index, ast.Tuple) else [index])]
+
+
+class Parameter(NamedTuple):
+    """One argument as written; without a default it is required."""
+
+    annotation: Source | None
+    default: ast.AST | None
+
+    def hold(self, value: Any, where: str) -> None:
+        """Raise UserError where the annotation refuses the value; one that cannot be read refuses nothing."""
+        if self.annotation is None or (value is None and self.default and ast.unparse(self.default) == "None"):
+            return
+        kinds = list(_alternatives(self.annotation))
+        if not any(_fits(value, kind) for kind in kinds):
+            names = [name for kind in kinds for name in _spell(kind)]
+            near = difflib.get_close_matches(str(value), [name.strip("'") for name in names if name[0] == "'"])
+            expected = f"expected {' or '.join(dict.fromkeys(names))}, got {_kind(value)}"
+            raise UserError(f"{where}: {f'no such value{did_you_mean(str(value), near)}' if near else expected}")
+
+
+OPEN = {"**": Parameter(None, ast.Constant(...))}  # in a signature that takes any other name too
+
+
+def _prefixes(allow: Iterable[str] | None) -> tuple[str, ...]:
+    return (*ALLOWED, *(f"{prefix.rstrip('.')}." for prefix in allow or ()))
+
+
+def _permit(name: str, prefixes: tuple[str, ...], where: str) -> None:
+    if not f"{name}.".startswith(prefixes):
+        mend = f"name its package in allow=[{name.partition('.')[0]}.]"
+        raise UserError(f"{where}: {name} is not allowed, only {', '.join(prefixes)}; {mend}")
+
+
+def _import(target: str, prefixes: tuple[str, ...], where: str) -> Any:
+    """Import what a dotted path names; neither it nor a module on the way may come from elsewhere (torch.os.system)."""
+    path, found = "", None
+    for part in target.split("."):
+        path = f"{path}.{part}".lstrip(".")
+        try:
+            inside = found is not None and (hasattr(found, part) or not isinstance(found, ModuleType))
+            found = getattr(found, part) if inside else importlib.import_module(path)
+        except (ImportError, AttributeError, SyntaxError) as error:
+            raise UserError(f"{where}: cannot import {target}: {error}") from None
+        home = found.__name__ if isinstance(found, ModuleType) else getattr(found, "__module__", None)
+        _permit(home or target, prefixes, where)
+    if not callable(found):
+        raise UserError(f"{where}: {target} is neither a class nor a function")
+    return found
+
+
+@functools.cache
+def _signature(target: str, prefixes: tuple[str, ...], where: str) -> dict[str, Parameter]:
+    """Return the parameters of a target by name, from its source; only where that does not tell is it imported."""
+    _permit(target, prefixes, where)
+    declared = _declared(_find(target))
+    if declared is not None:
+        return declared
+    path, _, name = target.rpartition(".")
+    names = _module(path)
+    if names and not {name, "*", "__getattr__"} & names.keys():
+        hint = did_you_mean(name, difflib.get_close_matches(name, names))
+        raise UserError(f"{where}: {path} has no {name}{hint}")
+    try:
+        named = inspect.signature(_import(target, prefixes, where)).parameters.values()
+    except (TypeError, ValueError):  # compiled code that does not tell either
+        return OPEN
+    parameters = {
+        each.name: Parameter(None, None if each.default is each.empty else ast.Constant(each.default))
+        for each in named
+        if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+    }
+    return parameters | (OPEN if len(parameters) < len(named) else {})
+
+
+def _find(path: str, seen: tuple[str, ...] = ()) -> Source | None:
+    """Follow a dotted path through imports to the code that defines it; None where the source does not tell."""
+    parts = path.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        if path not in seen and (names := _module(".".join(parts[:cut]))) is not None:
+            return _resolve(names, ".".join(parts[cut:]), (*seen, path))
+    return None
+
+
+def _resolve(names: dict[str, Any], dotted: str, seen: tuple[str, ...] = ()) -> Source | None:
+    head, _, rest = dotted.partition(".")
+    bound = names.get(head)
+    if isinstance(bound, ast.AST):
+        return None if rest else Source(names, bound)
+    paths = [f"{bound}.{rest}".rstrip(".")] if bound else [f"{origin}.{dotted}" for origin in names.get("*", ())]
+    return next((found for path in paths if (found := _find(path, seen))), None)
+
+
+@functools.cache
+def _module(path: str) -> dict[str, Any] | None:
+    """Read what the names of a module are: code, or for an import its dotted path, or in "*" the modules of those.
+
+    None where there is no such source.
+    """
+    top, *rest = path.split(".")
+    spec = importlib.util.find_spec(top)
+    folders = [Path(folder, *rest) for folder in (spec and spec.submodule_search_locations) or ()]
+    files = [file for folder in folders for file in (folder / "__init__.py", folder.with_name(f"{folder.name}.py"))]
+    files += [Path(spec.origin)] if spec and spec.origin and not rest else []
+    file = next((file for file in files if file.suffix == ".py" and file.is_file()), None)
+    if file is None:
+        return None
+    package = [top, *rest] if file.name == "__init__.py" else [top, *rest][:-1]
+    names: dict[str, Any] = {}
+    try:
+        body = ast.parse(file.read_bytes(), file.name).body
+    except SyntaxError:  # Python says so on import
+        return None
+    for statement in _statements(body):
+        match statement:
+            case ast.ClassDef(name=name) | ast.FunctionDef(name=name):
+                names[name] = statement
+            case ast.Assign(targets=[ast.Name(id=name)], value=value) | ast.AnnAssign(
+                ast.Name(id=name), value=value
+            ) if value:
+                names.setdefault(name, value)
+            case ast.Import(names=aliases):
+                for alias in aliases:
+                    first = alias.name.partition(".")[0]
+                    names.setdefault(alias.asname or first, alias.name if alias.asname else first)
+            case ast.ImportFrom(module=source, names=aliases, level=level):
+                origin = ".".join(filter(None, [*package[: len(package) - level + 1 if level else 0], source]))
+                for alias in aliases:
+                    if alias.name == "*":
+                        names.setdefault("*", []).append(origin)
+                    else:
+                        names.setdefault(alias.asname or alias.name, f"{origin}.{alias.name}")
+    return names
+
+
+def _statements(body: Iterable[ast.AST]) -> Iterator[ast.AST]:
+    for statement in body:
+        yield statement
+        if isinstance(statement, (ast.If, ast.Try, ast.ExceptHandler)):
+            yield from _statements(ast.iter_child_nodes(statement))
+
+
+def _declared(found: Source | None) -> dict[str, Parameter] | None:
+    """Read what a function or class takes; a `**plan` that goes on to `super().__init__` is what the parent takes."""
+    if found is None or not isinstance(found.code, (ast.FunctionDef, ast.ClassDef)):
+        return None
+    if isinstance(found.code, ast.FunctionDef):
+        return _arguments(found) | (OPEN if found.code.args.kwarg else {})
+    inits = [each for each in found.code.body if isinstance(each, ast.FunctionDef) and each.name == "__init__"]
+    if not inits:
+        parent = _inherited(found)
+        is_dataclass = any(found.at(each).head == "dataclass" for each in found.code.decorator_list)
+        return parent if parent is None or not is_dataclass else parent | _fields(found)
+    init = inits[0]
+    own = dict(itertools.islice(_arguments(found.at(init)).items(), 1, None))
+    if not init.args.kwarg:
+        return own
+    for call in (each for each in ast.walk(init) if isinstance(each, ast.Call)):
+        passes = f"**{init.args.kwarg.arg}" in map(ast.unparse, call.keywords)
+        if passes and re.fullmatch(r"super\(.*\)\.__init__", ast.unparse(call.func)):
+            parent = _inherited(found)
+            filled = list(parent or ())[: sum(not isinstance(each, ast.Starred) for each in call.args)]
+            filled += [each.arg for each in call.keywords if each.arg]
+            inherited = {name: each for name, each in (parent or {}).items() if name not in filled}
+            return None if parent is None else inherited | own
+    return own | OPEN
+
+
+def _inherited(found: Source) -> dict[str, Parameter] | None:
+    """Return what the first base takes that takes anything; None where a base's source does not tell."""
+    for base in map(found.at, found.code.bases):
+        if base.head not in {"object", "ABC", "Generic", "Protocol"}:
+            parent = _declared(_resolve(base.names, base.name))
+            if parent is None or parent:
+                return parent
+    return {}
+
+
+def _arguments(function: Source) -> dict[str, Parameter]:
+    given = function.code.args
+    named = [*given.posonlyargs, *given.args, *given.kwonlyargs]
+    defaults = [*given.defaults, *given.kw_defaults]
+    kinds = [function.at(each.annotation) if each.annotation else None for each in named]
+    pairs = zip(kinds, [None] * (len(named) - len(defaults)) + defaults, strict=True)
+    return {each.arg: Parameter(*pair) for each, pair in zip(named, pairs, strict=True)}
+
+
+def _fields(dataclass: Source) -> dict[str, Parameter]:
+    fields = [each for each in dataclass.code.body if isinstance(each, ast.AnnAssign)]
+    fields = [each for each in fields if dataclass.at(each.annotation).head != "ClassVar"]
+    return {ast.unparse(each.target): Parameter(dataclass.at(each.annotation), each.value) for each in fields}
+
+
+def _alternatives(kind: Source) -> Iterator[Source]:
+    """Yield the members of a union, through quotes and aliases."""
+    code, parts = kind.code, list[Source]()
+    if isinstance(code, ast.Constant) and isinstance(code.value, str):
+        parts = [kind.at(ast.parse(code.value, mode="eval").body)]
+    elif isinstance(code, ast.BinOp):
+        parts = [kind.at(code.left), kind.at(code.right)]
+    elif kind.head in {"Optional", "Union"}:
+        parts = [*kind.items, *([kind.at(ast.Constant(None))] if kind.head == "Optional" else [])]
+    elif kind.head not in PLAIN and (alias := _resolve(kind.names, kind.name)) and isinstance(alias.code, ast.expr):
+        parts = [alias]
+    for part in parts:
+        yield from _alternatives(part)
+    if not parts:
+        yield kind
+
+
+def _fits(value: Any, kind: Source) -> bool:
+    """Tell whether a value of YAML suits one member of an annotation; what cannot be told suits."""
+
+    def all_fit(values: Iterable[Any], wanted: Source) -> bool:
+        return all(any(_fits(each, one) for one in _alternatives(wanted)) for each in values)
+
+    head, items = kind.head, kind.items
+    if head in {"Any", "object"} or (isinstance(value, dict) and "_target_" in value):
+        fits = True
+    elif head == "None":
+        fits = value is None
+    elif head == "Literal":
+        fits = repr(value) in [each.name for each in items]
+    elif head in SCALARS:
+        fits = _kind(value) in SCALARS[head].split()
+    elif head in MAPPINGS:
+        fits = isinstance(value, dict) and (not items or all_fit(value.values(), items[1]))
+    elif head in {"tuple", "Tuple"} and items and items[-1].name != "...":
+        fits = isinstance(value, list) and len(value) == len(items) and all(map(all_fit, zip(value), items))
+    elif head in SEQUENCES:
+        fits = isinstance(value, list) and (not items or all_fit(value, items[0]))
+    else:
+        made = _resolve(kind.names, kind.name)
+        fits = head != "Callable" and not (made and isinstance(made.code, ast.ClassDef))
+    return fits
+
+
+def _spell(kind: Source) -> list[str]:
+    if kind.head == "Literal":
+        return [each.name for each in kind.items]
+    name = ast.unparse(kind.code)
+    return ["null" if name == "None" else name if kind.head in PLAIN else f"a _target_ that makes {name}"]

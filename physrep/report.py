@@ -1,0 +1,57 @@
+"""Make the tables and the figure of an experiment's results.jsonl.
+
+Reads <runs>/<experiment>/results.jsonl (or results=FILE) and writes table.md, table.csv and predictions.png into
+<runs>/<experiment>/report (or out=FOLDER). They are a function of the rows alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from physrep import errors
+from physrep.config import cli
+from physrep.errors import UserError
+
+if TYPE_CHECKING:
+    from physrep.tables import Section
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run `python -m physrep.report`."""
+    cfg = cli(argv, base="report", doc=__doc__)
+    from physrep.results import read
+    from physrep.tables import table, text
+
+    if cfg.resamples < 1:
+        raise UserError(f"resamples={cfg.resamples}: an interval needs samples; 1000 or more are usual")
+    results = Path(cfg.results or Path(cfg.runs) / cfg.experiment / "results.jsonl")
+    rows = read(results) if results.exists() else []
+    if not rows:
+        raise UserError(f"{results}: no results; make them: python -m physrep.probe experiment={cfg.experiment}")
+    sections = table(rows, cfg.resamples)
+    print(text(sections), end="\n\n")
+    for path in write(sections, Path(cfg.out or results.parent / "report")):
+        print(path)
+
+
+def write(sections: Sequence[Section], out: Path) -> list[Path]:
+    """Write table.md, table.csv and a figure a section into a folder, each whole or not at all; return their paths."""
+    from physrep.figures import predictions
+    from physrep.run import write_text
+    from physrep.tables import as_csv, markdown
+
+    names = [f"predictions{f'_{i}' if len(sections) > 1 else ''}.png" for i in range(1, len(sections) + 1)]
+    write_text(out / "table.md", markdown(sections, names))
+    write_text(out / "table.csv", as_csv(sections))
+    for section, name in zip(sections, names, strict=True):
+        temporary = out / f".{name}.{os.getpid()}"
+        predictions(section).savefig(temporary, format="png", dpi=200)
+        temporary.replace(out / name)
+    return [out / name for name in ("table.md", "table.csv", *names)]
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,220 @@
+"""The data module: batches against reading by hand, order, resume, statistics, shifts and noise."""
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from physrep.data.module import WellDataModule
+from physrep.data.sampler import WindowSampler, step_seed
+from physrep.data.shear_flow import ShearFlow
+from physrep.data.transforms import resize, shift
+from physrep.errors import UserError
+
+
+def make(root, clips="one", **options):
+    data = ShearFlow("shear_flow_tiny", root=str(root), **{"frames": 8, "batch_size": 4} | options)
+    data.clips = clips
+    data.setup("fit")
+    return data
+
+
+def everything(root, split):
+    """All fields of a split by plain h5py, [trajectories, C, T, H, W]."""
+    out = []
+    for path in sorted((root / "shear_flow_tiny" / "data" / split).glob("*.hdf5")):
+        with h5py.File(path) as f:
+            v = f["t1_fields/velocity"][()]
+            out.append(np.stack([f["t0_fields/tracer"][()], f["t0_fields/pressure"][()], v[..., 0], v[..., 1]], 1))
+    return np.concatenate(out)
+
+
+def test_batches_are_the_standardised_windows(datasets):
+    data = make(datasets)
+    train, test = everything(datasets, "train").astype(np.float64), everything(datasets, "test")
+    mean, std = train.mean((0, 2, 3, 4)), train.std((0, 2, 3, 4))
+    raw = list(data.test_dataloader())
+    batches = [data.prepare_batch(r, augment=False) for r in raw]
+    clip = torch.cat([b["clip"] for b in batches])
+    want = np.stack([test[i, :, t : t + 8] for i in range(12) for t in (0, 8)])
+    want = (want - mean[:, None, None, None]) / std[:, None, None, None]
+    np.testing.assert_allclose(clip, want, atol=2e-5)
+    theta = torch.cat([b["theta"] for b in batches])
+    re = (np.log10([100, 400]) - np.log10([100, 400]).mean()) / np.log10([100, 400]).std()
+    assert theta[:12, 0].tolist() == pytest.approx([re[0]] * 12, abs=1e-6)
+    assert sorted({round(float(x), 5) for x in theta[:, 1]}) == [-1.0, 1.0]
+    assert torch.cat([b["trajectory"] for b in batches]).tolist() == [i for i in range(12) for _ in (0, 8)]
+
+
+def test_next_holds_the_clip_and_the_one_after(datasets):
+    data = make(datasets, clips="next")
+    assert len(data.windows("train")) == 24 * (20 - 16 + 1)
+    raw = next(iter(data.val_dataloader()))
+    np.testing.assert_array_equal(raw["clip"][0], everything(datasets, "valid")[0, :, :16])
+
+
+def test_pair_holds_two_windows_of_one_trajectory(datasets):
+    data = make(datasets, clips="pair")
+    every = everything(datasets, "train")
+    seconds = set()
+    for raw in data.train_dataloader():
+        for clip, i in zip(raw["clip"].numpy(), raw["trajectory"], strict=True):
+            at = [t for half in (clip[:, :8], clip[:, 8:]) for t in range(13) if (every[i, :, t : t + 8] == half).all()]
+            assert len(at) == 2
+            seconds.add(at[1] - at[0])
+    assert len(seconds) > 5
+
+
+def test_stats_file_is_the_wells_and_kept(own_datasets):
+    data = make(own_datasets)
+    path = data.folder / "stats.yaml"
+    held = OmegaConf.to_container(OmegaConf.load(path))
+    train = everything(own_datasets, "train").astype(np.float64)
+    assert held["mean"]["tracer"] == pytest.approx(train[:, 0].mean(), abs=1e-9)
+    assert held["std"]["velocity"] == pytest.approx(train[:, 2:].std((0, 2, 3, 4)).tolist(), rel=1e-6)
+    assert held["rms_delta"]["pressure"] == pytest.approx(np.sqrt((np.diff(train[:, 1], axis=1) ** 2).mean()), rel=1e-6)
+    the_well = pytest.importorskip("the_well.data")
+    from the_well.data.normalization import ZScoreNormalization
+
+    theirs = the_well.WellDataset(path=str(data.folder), well_split_name="test", n_steps_input=8, n_steps_output=1,
+                                  use_normalization=True, normalization_type=ZScoreNormalization)  # fmt: skip
+    raw = next(iter(data.loader("test", data.windows("test", 100))))
+    ours = data.prepare_batch(raw, augment=False)["clip"][0]
+    torch.testing.assert_close(theirs[0]["input_fields"].permute(3, 0, 1, 2), ours, atol=1e-5, rtol=1e-5)
+
+    held["mean"]["tracer"] = 5.0
+    path.write_text(OmegaConf.to_yaml(held))
+    assert make(own_datasets).statistics["mean"][0] == 5.0, "kept statistics are used"
+    held["fingerprint"] = "of other data"
+    path.write_text(OmegaConf.to_yaml(held))
+    assert make(own_datasets).statistics["mean"][0] == pytest.approx(train[:, 0].mean(), abs=1e-9)
+    path.write_text("nonsense: 1")
+    with pytest.raises(UserError, match=r"stats\.yaml: not a statistics file"):
+        _ = make(own_datasets).statistics
+
+
+def test_fingerprint_follows_content(own_datasets):
+    before = make(own_datasets).fingerprint
+    assert make(own_datasets).fingerprint == before
+    path = sorted((own_datasets / "shear_flow_tiny" / "data" / "train").glob("*"))[0]
+    with h5py.File(path, "r+") as f:
+        f["t0_fields/tracer"][0, 0, 0, 0] += 1
+    assert make(own_datasets).fingerprint != before
+
+
+def test_nan_is_found_by_statistics_and_by_reading(own_datasets):
+    for split, what in (("test", "window"), ("train", "t0_fields/pressure")):
+        path = sorted((own_datasets / "shear_flow_tiny" / "data" / split).glob("*"))[1]
+        with h5py.File(path, "r+") as f:
+            f["t0_fields/pressure"][1, 3, 2, 2] = np.nan
+        (own_datasets / "shear_flow_tiny" / "stats.yaml").unlink(missing_ok=True)
+        with pytest.raises(UserError, match="holds? NaN|NaN or infinity") as error:
+            list(make(own_datasets).test_dataloader())
+        assert str(path) in str(error.value)
+        assert what in str(error.value)
+
+
+def test_order_is_a_function_of_seed_and_epoch():
+    windows = np.array([(i, t) for i in range(5) for t in range(4)])
+
+    def order(seed, epoch, skip=0, rank=0, world=1):
+        sampler = WindowSampler(windows, seed, pair=True, shuffle=True, rank=rank, world=world)
+        sampler.set_epoch(epoch)
+        sampler.skip = skip
+        return list(sampler)
+
+    whole = order(0, 3)
+    assert whole == order(0, 3)
+    assert sorted(k[1:3] for k in whole) == [tuple(w) for w in windows.tolist()]
+    assert [k[1:3] for k in whole] != [k[1:3] for k in order(0, 4)] != [k[1:3] for k in order(1, 4)]
+    assert order(0, 3, skip=7) == whole[7:]
+    assert [k for pair in zip(order(0, 3, rank=0, world=2), order(0, 3, rank=1, world=2), strict=True) for k in pair] == whole
+    assert all(0 <= k[3] < 4 for k in whole)
+    assert len({k[0] for e in range(3) for k in order(0, e)}) == 60, "draws number the samples of the whole run"
+    sampler = WindowSampler(windows, 0, pair=False, shuffle=True)
+    sampler.skip = 5
+    assert len(list(sampler)) == 15
+    assert len(list(sampler)) == 20, "only the first epoch is entered part-way"
+
+
+def test_step_seed_tells_numbers_apart():
+    seen = {step_seed(a, b, c) for a in range(6) for b in range(6) for c in range(6)}
+    assert len(seen) == 216
+    assert step_seed(0) != step_seed(0, 0)
+
+
+def test_shift_rolls_each_clip_on_its_own():
+    clip = torch.randn(4, 2, 3, 6, 8)
+    got = shift(clip, [0, 1], torch.Generator().manual_seed(0))
+    found = []
+    for i in range(4):
+        match = [(a, b) for a in range(6) for b in range(8) if torch.equal(clip[i].roll((a, b), (2, 3)), got[i])]
+        assert len(match) == 1
+        found += match
+    assert len(set(found)) > 1
+
+
+def test_training_is_augmented_evaluation_is_not(datasets):
+    data = make(datasets, shift=True, noise=0.5)
+    raw = next(iter(data.train_dataloader()))
+    plain, once, again = (data.prepare_batch(raw, augment=a)["clip"] for a in (False, True, True))
+    assert torch.equal(once, again), "noise is a function of (seed, draw)"
+    assert not torch.equal(plain, once)
+    quiet = make(datasets, shift=True, noise=0.0)
+    shifted = quiet.prepare_batch(raw, augment=True)["clip"]
+    assert torch.allclose(shifted.sum((3, 4)), plain.sum((3, 4)), atol=1e-3)
+    assert float((once - shifted).std()) == pytest.approx(0.5, rel=0.05)
+
+
+def test_a_cropped_axis_is_not_shifted(datasets):
+    assert make(datasets).periodic == [0, 1]
+    assert make(datasets, crop={"y": [0, 16]}).periodic == [0]
+    assert make(datasets, crop={"y": [0, 16]}).sizes() == [16, 16]
+
+
+def test_resize_is_bilinear_and_keeps_means():
+    clip = torch.randn(2, 3, 4, 16, 32)
+    small = resize(clip, [8, 16])
+    assert small.shape == (2, 3, 4, 8, 16)
+    want = torch.nn.functional.interpolate(clip[:, :, 1], (8, 16), mode="bilinear", antialias=True)
+    torch.testing.assert_close(small[:, :, 1], want)
+    assert resize(clip, [16, 32]) is clip
+
+
+def test_workers_read_the_same(datasets):
+    a, b = (torch.cat([r["clip"] for r in make(datasets, num_workers=n).train_dataloader()]) for n in (0, 2))
+    assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"crop": {"z": [0, 4]}}, "data.crop.z"),
+        ({"crop": {"y": [0, 64]}}, "lies outside the grid"),
+        ({"frames": 30}, "has 20 frames, a window needs 30"),
+        ({"batch_size": 5000}, "is more than the"),
+        ({"targets": {"Reynolds": "log"}}, "no such scale 'log'"),
+        ({"targets": {"Rynolds": "log10"}}, "did you mean Reynolds"),
+    ],
+)
+def test_bad_options_are_named(datasets, options, said):
+    with pytest.raises(UserError, match=said):
+        make(datasets, **options)
+
+
+def test_missing_dataset_and_empty_split(own_datasets):
+    with pytest.raises(UserError, match="no such dataset; did you mean shear_flow_tiny"):
+        _ = ShearFlow("shear_flow_tin", root=str(own_datasets)).splits
+    for path in (own_datasets / "shear_flow_tiny" / "data" / "valid").glob("*"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"valid: holds no \.hdf5 file"):
+        make(own_datasets)
+
+
+def test_the_general_class_needs_no_knowledge(datasets):
+    data = WellDataModule("shear_flow_tiny", root=str(datasets), targets={"Schmidt": "linear"}, frames=4)
+    data.setup("fit")
+    batch = data.prepare_batch(next(iter(data.train_dataloader())), augment=False)
+    assert batch["clip"].shape == (32, 4, 4, 16, 32)
+    assert batch["theta"].shape == (32, 1)

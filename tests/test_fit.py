@@ -1,0 +1,223 @@
+"""Fitting: the run folder, resume bitwise after SIGKILL, what a user can get wrong."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from physrep.errors import UserError
+from physrep.fit import main
+
+CONF = Path("conf").resolve()
+
+
+def arguments(datasets: Path, runs: Path, *more: str) -> list[str]:
+    return [
+        "data=shear_flow_tiny", f"data.root={datasets}", f"runs={runs}", "data.batch_size=4", "data.frames=8",
+        "encoder.widths=[4,8]", "encoder.depths=[1,1]", "encoder.strides=[[4,4,4],[2,2,2]]", "encoder.kernels=[[3,3],[3,3]]",
+        "objective.warmup=3", "trainer.max_steps=12", "trainer.val_check_interval=5", "trainer.log_every_n_steps=2",
+        "checkpoint_every=4", *more,
+    ]  # fmt: skip
+
+
+def only_run(runs: Path) -> Path:
+    (folder,) = (p.parent for p in runs.glob("*/*/config.yaml"))
+    return folder
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+@pytest.fixture(scope="module")
+def finished(datasets, tmp_path_factory):
+    runs = tmp_path_factory.mktemp("runs")
+    main(arguments(datasets, runs, "objective=jepa", "data.noise=0.1"))
+    return only_run(runs)
+
+
+def test_a_run_folder_holds_everything(finished):
+    assert {p.name for p in finished.iterdir()} >= {
+        "config.yaml", "provenance.json", "summary.json", "metrics.csv", "checkpoints", "tb",
+    }  # fmt: skip
+    assert finished.name.startswith("shear_flow_tiny-jepa-conv_tiny-seed0")
+    assert [p.name for p in (finished / "checkpoints").iterdir()] == ["last.ckpt"]
+    with (finished / "metrics.csv").open() as f:
+        rows = list(csv.DictReader(f))
+    names = {r["name"] for r in rows}
+    assert names >= {"train/loss", "valid/loss", "probe/Reynolds", "probe/Schmidt", "probe/mse", "rank/effective",
+                     "std/between", "std/within"}  # fmt: skip
+    assert [int(r["step"]) for r in rows if r["name"] == "valid/loss"] == [4, 9]
+    provenance = json.loads((finished / "provenance.json").read_text())
+    assert len(provenance["fingerprint"]) == 16
+    assert provenance["starts"][0]["packages"]["torch"] == torch.__version__
+    assert json.loads((finished / "summary.json").read_text())["step"] == 12
+    assert len(list((finished / "tb").glob("events*"))) == 1
+
+
+def test_a_finished_run_is_left_alone(finished, datasets, capsys):
+    before = (finished / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    main(arguments(datasets, finished.parent.parent, "objective=jepa", "data.noise=0.1"))
+    assert "done already" in capsys.readouterr().out
+    assert (finished / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
+
+
+def test_checkpoints_hold_plain_things_only(finished):
+    checkpoint = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["physrep"]["channels"] == ["tracer", "pressure", "velocity_x", "velocity_y"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["jepa", "views"])
+def test_killed_and_started_again_ends_bitwise_the_same(objective, datasets, tmp_path):
+    """SIGKILL in the middle of an epoch (30 batches), after the checkpoint of step 36."""
+    more = [f"objective={objective}", "data.noise=0.1", "data.shift=true", "trainer.max_steps=70", "checkpoint_every=9",
+            "trainer.val_check_interval=7"]  # fmt: skip
+    if objective == "jepa":
+        more.append("data.num_workers=2")
+    main(arguments(datasets, tmp_path / "whole", *more))
+    command = [sys.executable, "-m", "physrep.fit", *arguments(datasets, tmp_path / "cut", *more)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    last = None
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        last = next((tmp_path / "cut").glob("*/*/checkpoints/last.ckpt"), None)
+        if last and torch.load(last, weights_only=True)["global_step"] >= 36:
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, process.stderr.read()
+    reached = torch.load(last, weights_only=True)["global_step"]
+    assert 36 <= reached < 70
+    folder = only_run(tmp_path / "cut")
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"resumes at step {reached}" in done.stderr
+    whole, cut = weights(only_run(tmp_path / "whole")), weights(folder)
+    assert whole.keys() == cut.keys()
+    for name in whole:
+        assert torch.equal(whole[name], cut[name]), name
+    with (folder / "metrics.csv").open() as f:
+        steps = [int(r["step"]) for r in csv.DictReader(f) if r["name"] == "train/loss"]
+    assert steps == sorted(set(steps)), "the curve goes on without a second version"
+    assert len(json.loads((folder / "provenance.json").read_text())["starts"]) == 2
+
+
+def test_another_config_in_the_folder_is_refused(finished, datasets):
+    with pytest.raises(UserError, match=r"holds a run of another config \(.*objective\.sim.*\)") as error:
+        main(arguments(datasets, finished.parent.parent, "objective=jepa", "data.noise=0.1", "objective.sim=7",
+                       f"run={finished.name}"))  # fmt: skip
+    assert "\n" not in str(error.value)
+
+
+def test_a_config_gives_its_own_folder(datasets, tmp_path):
+    from physrep.config import compose, run_name
+
+    names = {run_name(compose(arguments(datasets, tmp_path, *more)))
+             for more in ([], ["seed=1"], ["objective.sim=7"], ["objective=views"], ["data.noise=0.5"])}  # fmt: skip
+    assert len(names) == 5
+    assert run_name(compose(arguments(datasets, tmp_path))) == run_name(compose(arguments(Path("/elsewhere"), tmp_path)))
+
+
+def test_dry_run_writes_nothing(datasets, tmp_path, capsys):
+    main([*arguments(datasets, tmp_path / "runs"), "--dry-run"])
+    said = capsys.readouterr().out
+    assert "clip [4, 4, 16, 16, 32]" in said
+    assert "minutes" in said
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["objective=jpea"], "did you mean jepa"),
+        (["objective.sim_coef=2"], "did you mean sim"),
+        (["objectve.sim=2"], "did you mean objective"),
+        (["trainer.max_step=2"], "did you mean max_steps"),
+        (["trainer.max_steps=abc"], "expected int"),
+        (["data.name=shear_flow_tinny"], "no such dataset; did you mean shear_flow_tiny"),
+        (["data.frames=12"], "a window needs 24"),
+        (["data.frames=4"], "strides"),
+        (["data.batch_size=4000"], "data.batch_size"),
+    ],
+)
+def test_mistakes_are_one_line(datasets, tmp_path, more, said):
+    with pytest.raises(UserError, match=said) as error:
+        main(arguments(datasets, tmp_path / "runs", *more))
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.glob("runs/*/*/checkpoints/*"))
+
+
+def test_exit_code_two_and_no_traceback(datasets, tmp_path):
+    (tmp_path / "runs").write_text("a file where the runs should lie")
+    cases = {
+        "no such group": arguments(datasets, tmp_path / "other", "objectiv=jepa"),
+        str(tmp_path / "runs"): arguments(datasets, tmp_path / "runs"),
+    }
+    for said, argv in cases.items():
+        done = subprocess.run([sys.executable, "-m", "physrep.fit", *argv], capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+        assert said in done.stderr or "did you mean objective" in done.stderr
+        assert done.stderr.startswith("physrep: ")
+
+
+def test_full_disk_is_one_line(datasets, tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    from physrep.callbacks.record import AtomicCheckpoints
+
+    with pytest.raises(OSError, match="No space left"), Path("/dev/full").open("w") as full:
+        full.write("x" * 100_000)
+        full.flush()
+    folder = tmp_path / "no"
+    folder.write_text("")
+    with pytest.raises(OSError):
+        AtomicCheckpoints().save_checkpoint({}, folder / "last.ckpt")
+
+
+def test_damaged_and_foreign_checkpoints(finished, tmp_path):
+    import physrep
+
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    frozen = physrep.load(copy)
+    assert frozen.step == 12
+    config = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(config.replace("- 8\n", "- 12\n", 1))
+    with pytest.raises(UserError, match="is of another config"):
+        physrep.load(copy)
+    (copy / "config.yaml").write_text(config)
+    last = copy / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[: os.path.getsize(last) // 2])
+    with pytest.raises(UserError, match=r"last\.ckpt: not a readable checkpoint"):
+        physrep.load(copy)
+    last.unlink()
+    with pytest.raises(UserError, match="no such checkpoint"):
+        physrep.load(copy)
+    with pytest.raises(UserError, match="not a run folder"):
+        physrep.load(tmp_path)
+
+
+def test_load_encodes_a_users_arrays(finished, datasets):
+    import physrep
+    from physrep.data.shear_flow import ShearFlow
+
+    frozen = physrep.load(finished)
+    data = ShearFlow("shear_flow_tiny", root=str(datasets), frames=8, batch_size=4)
+    data.setup("probe")
+    raw = next(iter(data.test_dataloader()))
+    tokens = frozen.encode(raw["clip"])
+    assert tokens.shape == (4, 8, 8)
+    assert not tokens.requires_grad
+    prepared = data.prepare_batch(raw, augment=False)["clip"]
+    torch.testing.assert_close(tokens, frozen.encode(prepared, normalised=True))
+    with pytest.raises(UserError, match="expected .* with channels tracer, pressure"):
+        frozen.encode(raw["clip"][:, :3])

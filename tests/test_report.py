@@ -1,0 +1,384 @@
+import csv
+import io
+import math
+import random
+import re
+import shutil
+from dataclasses import replace
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+
+from physrep import report
+from physrep.errors import UserError
+from physrep.figures import predictions
+from physrep.metrics import draw
+from physrep.results import append, make_rows
+from physrep.tables import as_csv, grids, markdown, show, table, text
+
+N, WINDOWS = 30, 2
+NOISE = {"mean": None, "statistics": 0.5, "random": 0.7, "supervised": 0.2, "jepa": 0.3, "vicreg": 0.4}
+
+
+def rows(objective="jepa", probe="ridge", seed=0, parameters=("Reynolds", "Schmidt"), n=N, **changes):
+    """Rows of a probe whose predictions are off by the objective's noise; the truth is on a grid of parameters."""
+    rng = np.random.default_rng([seed, len(objective), len(probe)])
+    truth = np.stack([np.resize([-1.0, 0.0, 1.0], n), np.linspace(-1.5, 1.5, n)], axis=1)[:, : len(parameters)]
+    z = np.repeat(truth, WINDOWS, axis=0)
+    noise = NOISE[objective]
+    guess = np.zeros_like(z) if noise is None else z + noise * rng.standard_normal(z.shape)
+    about = {
+        "data": "shear_flow", "objective": objective, "encoder": "" if objective in ("mean", "statistics") else "conv",
+        "probe": probe, "seed": seed, "split": "test", "run": f"runs/demo/{objective}-{seed}", "config": objective,
+        "commit": "abc1234", "fingerprint": "f00d", "step": 100, "chosen": {},
+    }  # fmt: skip
+    return make_rows(
+        torch.tensor(guess), torch.tensor(z), torch.arange(n).repeat_interleave(WINDOWS),
+        scales={name: "linear" if name == "Schmidt" else "log10" for name in parameters},
+        centers=[4.5, 5.0], spreads=[0.5, 3.0],
+        key="/".join(map(str, [objective, probe, seed, *changes.values()])), **about | changes,
+    )  # fmt: skip
+
+
+def several(objectives=tuple(NOISE), probes=("attentive", "ridge"), seeds=2, **changes):
+    made = []
+    for objective in objectives:
+        for seed in range(1 if objective in ("mean", "statistics") else seeds):
+            for probe in probes:
+                made += rows(objective, probe, seed, **changes)
+    return made
+
+
+def cell(sections, objective, probe, parameter, metric="mse", by="window", minus=""):
+    place = (objective, probe, parameter, metric, by, minus)
+    cells = sections[0].cells
+    (found,) = [c for c in cells if (c.objective, c.probe, c.parameter, c.metric, c.by, c.minus) == place]
+    return found
+
+
+def test_cells_are_those_of_naive_loops():
+    made = several(seeds=3)
+    sections = table(made, resamples=60)
+    counts, seeds = draw(N, 60, 0), draw(3, 60, 1)
+
+    def samples(objective, parameter):
+        of = [r for r in made if (r.objective, r.probe, r.parameter) == (objective, "ridge", parameter)]
+        return np.array([
+            sum(seeds[r, s] * sum(c * e for c, e in zip(counts[r], row.squared_error, strict=True)) / counts[r].sum()
+                for s, row in enumerate(of)) / seeds[r].sum()
+            for r in range(61)
+        ])  # fmt: skip
+
+    both = {o: [samples(o, p) for p in ("Reynolds", "Schmidt")] for o in ("jepa", "random")}
+    got = cell(sections, "jepa", "ridge", "Reynolds")
+    of = [row for row in made if (row.objective, row.probe, row.parameter) == ("jepa", "ridge", "Reynolds")]
+    assert got.value == pytest.approx(np.mean([row.value for row in of]))
+    assert (got.low, got.high) == pytest.approx(tuple(np.quantile(both["jepa"][0][1:], [0.025, 0.975])))
+    got, want = cell(sections, "jepa", "ridge", "average"), np.mean(both["jepa"], axis=0)
+    assert (got.value, got.low) == pytest.approx((want[0], np.quantile(want[1:], 0.025)))
+    got, want = cell(sections, "jepa", "ridge", "average", minus="random"), want - np.mean(both["random"], axis=0)
+    assert (got.value, got.high) == pytest.approx((want[0], np.quantile(want[1:], 0.975)))
+    assert got.seeds == 3 and cell(sections, "mean", "ridge", "average").value == pytest.approx(1, abs=0.35)
+
+
+def test_mae_is_in_physical_units_and_by_trajectory_is_of_the_mean_prediction():
+    (row, _) = rows()
+    sections = table(rows(), resamples=20)
+    assert cell(sections, "jepa", "ridge", "Reynolds", "mae").value == pytest.approx(np.mean(row.absolute_error))
+    guess, truth = ([10 ** (4.5 + 0.5 * z) for z in values] for values in (row.prediction, row.truth))
+    want = np.mean([abs(a - b) for a, b in zip(guess, truth, strict=True)])
+    assert cell(sections, "jepa", "ridge", "Reynolds", "mae", "trajectory").value == pytest.approx(want)
+    want = np.mean(np.subtract(row.prediction, row.truth) ** 2)
+    assert cell(sections, "jepa", "ridge", "Reynolds", "mse", "trajectory").value == pytest.approx(want)
+
+
+def test_the_order_of_rows_makes_no_difference():
+    made = several() + rows("jepa", step=200) + rows("jepa", fingerprint="beef")
+    want = table(made, resamples=50)
+    random.Random(0).shuffle(made)
+    got = table(made, resamples=50)
+    assert text(got) == text(want) and markdown(got) == markdown(want) and as_csv(got) == as_csv(want)
+
+
+def test_objectives_are_in_the_order_of_the_protocol():
+    first = grids(table(several(["vicreg", "jepa", "supervised", "random", "statistics", "mean"]), resamples=10)[0])[0]
+    assert [labels[0] for labels, _ in first.lines] == ["mean", "statistics", "random", "supervised", "jepa", "vicreg"]
+    assert [labels[1] for labels, _ in first.lines] == ["1", "1", "2", "2", "2", "2"]
+    assert first.heads == [(b, p) for b in ("attentive", "ridge") for p in ("average", "Reynolds", "Schmidt")]
+
+
+def test_the_same_row_twice_counts_once():
+    made = several()
+    assert text(table(made + made[:7], resamples=50)) == text(table(made, resamples=50))
+
+
+def test_of_two_checkpoints_the_furthest_counts_and_it_is_said():
+    later = rows("jepa", step=200)
+    (section,) = table(rows("jepa") + later + rows("random"), resamples=20)
+    assert [row for row in section.rows if row.objective == "jepa"] == later
+    assert section.notes[0] == (
+        "Warning: jepa conv ridge, seed 0: rows of several configs or checkpoints, the furthest is shown."
+    )
+
+
+def test_missing_cells_are_dashes_and_named():
+    made = [row for row in several() if row.key not in ("jepa/ridge/0/Schmidt", "jepa/ridge/1/Schmidt")]
+    made = [row for row in made if (row.objective, row.probe) != ("statistics", "attentive")]
+    (section,) = table(made, resamples=20)
+    (first, *_) = grids(section)
+    lines = {labels[0]: [show(c) for c in cells] for labels, cells in first.lines}
+    assert lines["jepa"][3] == "–" and lines["jepa"][5] == "–" and re.fullmatch(r"0\.\d+ \[.*\]", lines["jepa"][4])
+    assert lines["statistics"][:3] == ["–"] * 3 and "–" not in lines["random"]
+    (warning,) = [note for note in section.notes if "no rows" in note]
+    assert "jepa conv, ridge Schmidt" in warning and "statistics, attentive Reynolds" in warning
+    assert "| – |" in markdown([section])
+
+
+def test_an_average_is_of_the_seeds_that_have_all_parameters():
+    made = [row for row in several(seeds=3) if row.key != "jepa/ridge/2/Schmidt"]
+    sections = table(made, resamples=20)
+    assert cell(sections, "jepa", "ridge", "average").seeds == 2
+    assert cell(sections, "jepa", "ridge", "Reynolds").seeds == 3
+    want = np.mean([row.value for row in made if row.key.startswith(("jepa/ridge/0", "jepa/ridge/1"))])
+    assert cell(sections, "jepa", "ridge", "average").value == pytest.approx(want)
+
+
+def test_other_data_and_fingerprints_are_sections_of_their_own_with_a_warning():
+    made = several(["random", "jepa"]) + rows(fingerprint="beef") + rows(data="rayleigh_benard", split="holdout")
+    sections = table(made, resamples=20)
+    assert [(s.data, s.fingerprint) for s in sections] == [
+        ("rayleigh_benard", "f00d"), ("shear_flow", "beef"), ("shear_flow", "f00d"),
+    ]  # fmt: skip
+    assert sections[1].notes[0] == "Warning: rows of test beef are not comparable with those of test f00d."
+    assert "not comparable" in sections[2].notes[0] and "not comparable" not in " ".join(sections[0].notes)
+    titles = [line for line in text(sections).splitlines() if line.startswith(("rayleigh", "shear"))]
+    assert titles == ["rayleigh_benard, holdout", "shear_flow, test beef", "shear_flow, test f00d"]
+
+
+def test_what_weakens_a_table_is_said():
+    def notes(made):
+        return " ".join(table(made, resamples=20)[0].notes)
+
+    sound = notes(several())
+    assert "Warning" not in sound
+    assert "fingerprint f00d; split test: 30 trajectories, 60 windows" in sound
+    assert "Encoder: conv. Checkpoint at step: 100. Seeds: 0 (mean, statistics); 0, 1 (random" in sound
+    assert "Reynolds log10, mean 4.5, deviation 0.5; Schmidt linear, mean 5, deviation 3" in sound
+    assert "Commit: abc1234." in sound
+    assert "12 trajectories are few" in notes(several(n=12))
+    assert "different trajectories" in notes(rows() + rows("random", n=25))
+    changed = [replace(row, scale="linear") for row in rows("random")]
+    assert "Reynolds is standardised in more than one way" in notes(rows() + changed)
+
+
+def test_differences_are_to_the_untrained_encoder_of_the_same_architecture():
+    made = [r for e in ("conv", "vit") for r in several(["random", "jepa"], encoder=e)] + rows("mean", seed=0)
+    (section,) = table(made, resamples=30)
+    main, _, difference = grids(section)
+    assert main.stub == ["objective", "encoder", "seeds"]
+    assert [labels[:2] for labels, _ in difference.lines] == [["jepa", "conv"], ["jepa", "vit"]]  # mean: which random?
+    assert [c.minus for c in section.cells if c.objective == "random" and c.minus] == []
+    (section,) = table(several(["random", "mean"]), resamples=30)
+    assert [labels[0] for labels, _ in grids(section)[2].lines] == ["mean"]
+    for other in ([], several(["random"], encoder="vit")):
+        assert len(grids(table(several(["jepa"]) + other, resamples=30)[0])) == 2  # nothing to compare with
+
+
+GOLDEN = """\
+shear_flow, test
+
+Standardised MSE by window (lower is better; predicting the mean scores 1)
+
+                  ridge
+objective  seeds  Reynolds
+--------------------------------------
+mean       1      0.667 [0.483, 0.828]
+random     1      0.250 [0.250, 0.250]
+jepa       1      0.062 [0.062, 0.062]
+
+Other metrics (MSE standardised, MAE in physical units)
+
+                      ridge
+parameter  objective  MSE by trajectory     R2 by window           R2 by trajectory       MAE by window      MAE by traj
+------------------------------------------------------------------------------------------------------------------------
+Reynolds   mean       0.667 [0.483, 0.828]  0.000 [-0.208, 0.000]  0.000 [-0.208, 0.000]  26.7 [19.3, 33.1]  26.7 [19.3,
+Reynolds   random     0.250 [0.250, 0.250]  0.625 [0.461, 0.696]   0.625 [0.461, 0.696]   20.0 [20.0, 20.0]  20.0 [20.0,
+Reynolds   jepa       0.062 [0.062, 0.062]  0.906 [0.865, 0.924]   0.906 [0.865, 0.924]   10.0 [10.0, 10.0]  10.0 [10.0,
+
+MSE minus that of random, paired (below 0 is better; * interval excludes 0)
+
+                  ridge
+objective  seeds  Reynolds
+-------------------------------------------
+mean       1      0.417 [0.233, 0.578] *
+jepa       1      -0.188 [-0.188, -0.188] *
+"""
+
+
+def exact(objective, off):
+    truth = torch.tensor([-1.0, 0.0, 1.0]).repeat(10)[:, None].double()
+    (first, _) = rows(objective)
+    (row,) = make_rows(
+        truth + off if off is not None else torch.zeros_like(truth), truth, torch.arange(30),
+        scales={"Reynolds": "linear"}, centers=[100.0], spreads=[40.0], key=objective,
+        **{k: getattr(first, k) for k in ("data", "objective", "encoder", "probe", "seed", "split", "run", "config",
+                                          "commit", "fingerprint", "step", "chosen")},
+    )  # fmt: skip
+    return row
+
+
+def test_golden_table():
+    sections = table([exact("jepa", 0.25), exact("random", -0.5), exact("mean", None)], resamples=2000)
+    got = "\n".join(line[:120] for line in text(sections).splitlines())
+    assert got.startswith("\n".join(line[:120] for line in GOLDEN.splitlines())), got
+    page = markdown(sections, ["predictions.png"])
+    assert "| jepa | 1 | **0.062 [0.062, 0.062]** |" in page and "| random | 1 | 0.250 [0.250, 0.250] |" in page
+    assert "**-0.188 [-0.188, -0.188] \\***" in page and "](predictions.png)" in page
+
+
+def test_the_best_of_a_column_is_bold_once():
+    page = markdown(table(several(), resamples=20))
+    tables = page.split("###")[1:]
+    for lines, groups in zip(tables, (1, 2, 1), strict=True):
+        body = [line.split(" | ") for line in lines.splitlines() if line.startswith("| ") and "---" not in line][1:]
+        for column in range(2, len(body[0])):
+            assert sum("**" in line[column] for line in body) == groups
+    main = [line for line in tables[0].splitlines() if "**" in line]
+    assert len(main) == 1 and main[0].startswith("| supervised |")
+    rest = [line for line in tables[1].splitlines() if "**" in line]
+    assert all("supervised" in line for line in rest)
+
+
+@pytest.mark.parametrize("probes", [("attentive", "ridge"), ("attentive", "knn", "linear", "mlp", "ridge")])
+@pytest.mark.parametrize("width", [160, 80])
+def test_the_terminal_table_is_no_wider_than_the_terminal(probes, width):
+    sections = table(several(probes=probes), resamples=20)
+    got = text(sections, width)
+    assert max(map(len, got.splitlines())) <= width
+    shown = [c for c in sections[0].cells if c.metric == "mse" and (c.by == "window" or c.parameter != "average")]
+    assert all(show(c) in got for c in shown)
+    if width == 160:
+        assert len([line for line in got.splitlines() if "attentive" in line and "ridge" in line]) == (len(probes) == 2)
+
+
+@pytest.mark.parametrize(
+    ("value", "metric", "minus", "want"),
+    [
+        (0.2314, "mse", "", "0.231"), (0.0123, "mse", "", "0.012"), (0.001234, "mse", "", "0.00123"),
+        (12.3456, "mse", "", "12.346"), (1.5e7, "mse", "", "1.50e+07"), (1e-12, "mse", "", "1.00e-12"),
+        (-0.00001, "r2", "", "0.000"), (-0.00001, "mse", "random", "0.000"), (-0.0314, "mse", "random", "-0.031"),
+        (12345.6, "mae", "", "12300"), (0.00345, "mae", "", "0.00345"), (3.14159, "mae", "", "3.14"),
+        (0.0, "mae", "", "0.00"),
+    ],
+)  # fmt: skip
+def test_numbers_are_shown_with_three_digits(value, metric, minus, want):
+    some = table(rows(), resamples=5)[0].cells[0]
+    some = replace(some, metric=metric, minus=minus, value=value, low=value, high=value)
+    assert show(some).split(" ")[0] == want
+    assert show(replace(some, low=math.nan, high=math.nan)) == want
+    assert show(replace(some, value=math.nan)) == show(None) == "–"
+
+
+def test_csv_holds_every_cell_in_full():
+    sections = table(several(), resamples=20)
+    lines = list(csv.DictReader(io.StringIO(as_csv(sections))))
+    assert len(lines) == len(sections[0].cells) and lines[0]["fingerprint"] == "f00d"
+    for line, c in zip(lines, sections[0].cells, strict=True):
+        assert (line["objective"], line["by"], line["minus"]) == (c.objective, c.by, c.minus)
+        assert (float(line["value"]), float(line["high"])) == (c.value, c.high)
+
+
+def test_undefined_r2_is_a_dash_and_empty_in_csv():
+    made = [replace(row, truth=[0.5] * N) for row in rows()]
+    sections = table(made, resamples=20)
+    assert show(cell(sections, "jepa", "ridge", "Reynolds", "r2")) == "–"
+    assert ",r2,window,,,,,1\n" in as_csv(sections)
+
+
+def test_the_report_is_made_again_from_the_rows_alone(tmp_path, capsys):
+    results = tmp_path / "dev" / "results.jsonl"
+    append(results, several())
+    command = [f"runs={tmp_path}", "experiment=dev", "resamples=50"]
+    report.main(command)
+    said = capsys.readouterr().out
+    out = tmp_path / "dev" / "report"
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert sorted(before) == ["predictions.png", "table.csv", "table.md"]
+    for path in list(out.parent.iterdir()):
+        if path != results:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    report.main(command)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before and capsys.readouterr().out == said
+    assert max(map(len, said.splitlines())) <= max(160, len(str(out / "predictions.png")))
+    elsewhere = tmp_path / "elsewhere"
+    report.main(["experiment=dev", f"results={results}", f"out={elsewhere}", "resamples=50"])
+    assert (elsewhere / "table.md").read_bytes() == before["table.md"]
+
+
+def test_a_failed_report_leaves_the_old_files(tmp_path, monkeypatch):
+    sections = table(rows(), resamples=20)
+    report.write(sections, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    with pytest.raises(OSError, match="No space"):
+        report.write(sections, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("content", [None, ""])
+def test_no_results_is_one_line_with_its_remedy(tmp_path, content):
+    if content is not None:
+        (tmp_path / "dev").mkdir()
+        (tmp_path / "dev" / "results.jsonl").write_text(content)
+    with pytest.raises(UserError) as caught:
+        report.main([f"runs={tmp_path}", "experiment=dev"])
+    want = f"{tmp_path}/dev/results.jsonl: no results; make them: python -m physrep.probe experiment=dev"
+    assert str(caught.value) == want
+
+
+def test_a_bootstrap_without_samples_is_refused(tmp_path):
+    append(tmp_path / "dev" / "results.jsonl", rows())
+    with pytest.raises(UserError, match="resamples=0: an interval needs samples"):
+        report.main([f"runs={tmp_path}", "experiment=dev", "resamples=0"])
+
+
+def test_sections_have_a_figure_each(tmp_path):
+    written = report.write(table(rows() + rows(fingerprint="beef"), resamples=20), tmp_path)
+    assert [path.name for path in written] == ["table.md", "table.csv", "predictions_1.png", "predictions_2.png"]
+    assert all(path.exists() for path in written)
+    assert "(predictions_2.png)" in (tmp_path / "table.md").read_text("utf-8")
+
+
+def test_the_figure_is_a_picture_with_an_axis_for_each_cell(tmp_path):
+    made = [row for row in several(["mean", "random", "jepa"]) if (row.objective, row.probe) != ("mean", "ridge")]
+    (section,) = table(made, resamples=20)
+    figure = predictions(section)
+    assert len(figure.axes) == 3 * 2 * 2
+    corners = [axis.texts[0].get_text() for axis in figure.axes]
+    assert corners.count("no rows") == 2
+    want = cell([section], "jepa", "attentive", "Reynolds")
+    r2 = cell([section], "jepa", "attentive", "Reynolds", "r2").value
+    assert corners[2] == f"MSE {want.value:.3f}\nR² {r2:.2f}"
+    assert [axis.get_title() for axis in figure.axes[:4]] == ["mean", "random", "jepa", ""]
+    (report_path,) = [path for path in report.write([section], tmp_path) if path.suffix == ".png"]
+    picture = matplotlib.image.imread(report_path)
+    height, width = picture.shape[:2]
+    assert 800 < height < 3000 and 800 < width < 3000
+    assert 0.02 < (picture[..., :3].min(axis=2) < 0.9).mean() < 0.5  # neither blank nor filled
+
+
+def test_points_lie_where_the_rows_say_and_those_beyond_the_axes_at_their_edge():
+    made = rows("jepa")
+    made[0] = replace(made[0], prediction=[40.0, *made[0].prediction[1:]])
+    (section,) = table(made, resamples=20)
+    axis = predictions(section).axes[0]
+    inside, _, above = (c.get_offsets() for c in axis.collections[:3])
+    assert len(inside) == N - 1 and above.tolist() == [[4.0, 5.25]]  # log10; the truth is 4 to 5
+    assert np.asarray(inside) == pytest.approx(np.stack([made[0].truth, made[0].prediction], 1)[1:] * 0.5 + 4.5)
+    assert axis.get_xlim() == axis.get_ylim() == (3.75, 5.25)
