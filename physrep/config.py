@@ -140,7 +140,8 @@ def _admit(cfg: Any, key: Key, value: Any, where: str) -> None:
                 return  # for the signature to judge
             raise UserError(f"{where}{_dotted(key[: depth + 1])}: no such key{_hint(part, members, cfg)}")
         old = members[part]
-    free = inside or old is None or old == "???" or any("${" in each for each in (old, value) if isinstance(each, str))
+    texts = [each for each in (old, value) if isinstance(each, str)]
+    free = inside or old is None or old == "???" or any("${" in text for text in texts) or key == ("preset",)
     if not free and _kind(value) not in SCALARS.get(_kind(old), _kind(old)).split():
         raise UserError(f"{where}{_dotted(key)}={_show(value)}: expected {_kind(old)}, got {_kind(value)}")
 
@@ -179,8 +180,9 @@ def _told(where: str, function: Callable[..., Any], *args: Any, **options: Any) 
     try:
         return function(*args, **options)
     except yaml.MarkedYAMLError as error:
-        if function is OmegaConf.load and error.problem_mark:
-            where = f"{where.removesuffix(': ')}:{error.problem_mark.line + 1}: "
+        mark = error.context_mark if "flow" in str(error.context) else error.problem_mark  # the bracket left open
+        if function is OmegaConf.load and mark:
+            where = f"{where.removesuffix(': ')}:{mark.line + 1}: "
         raise UserError(f"{where}not YAML: {error.problem or error.context}") from None
     except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise UserError(f"{where}{str(error).splitlines()[0]}") from None
@@ -324,7 +326,8 @@ def _help(base: str, content: dict[str, Any], known: Sequence[str], doc: str | N
     choices = {group: sorted(_files(f"conf/{group}")) for group in groups}
     lines = [line for line in _files("conf")[base].read_text().splitlines() if re.match(r"(?!groups:)[\w-]+:", line)]
     other = [f"{group}={name}" for group, names in choices.items() for name in names if name not in groups[group]]
-    command = f"python -m physrep.{Path(sys.argv[0]).stem}"
+    script = Path(sys.argv[0])
+    command = f"python -m physrep.{script.parent.name if script.stem == '__main__' else script.stem}"
     page = [inspect.cleandoc(doc), ""] if doc else []
     if groups:
         page.append("Groups; group=choice takes conf/<group>/<choice>.yaml, null takes none")
@@ -333,6 +336,7 @@ def _help(base: str, content: dict[str, Any], known: Sequence[str], doc: str | N
     page += [f"  {re.sub(': +', '=', line, count=1)}" for line in lines]
     page += ["Options", *(f"  {option:<10} {OPTIONS[option]}" for option in known)]
     page += ["Examples", f"  {' '.join([command, *other[:1]])} --cfg"]
+    page += [f"  {command} --list {group}" for group in list(groups)[:1]]
     return "\n".join(page)
 
 
@@ -408,7 +412,7 @@ def _hint(word: str, known: Iterable[str], cfg: Any) -> str:
     """Suggest a near name in the same place, else where the configuration has this very name."""
     names = sorted({*known} - {"**"})
     if not difflib.get_close_matches(word, names, cutoff=0.5):
-        keys = {(name,) for name in cfg}
+        keys: set[Key] = {(name,) for name in cfg}
         for place, node in _targets(cfg):
             keys |= {(*place, name) for name in _declared(_find(str(node["_target_"]))) or ()}
         if elsewhere := sorted(_dotted(key) for key in keys if key[-1] == word):
@@ -539,7 +543,7 @@ def _resolve(names: dict[str, Any], dotted: str, seen: tuple[str, ...] = ()) -> 
 
 @functools.cache
 def _module(path: str) -> dict[str, Any] | None:
-    """Read what the names of a module are: code, or for an import its dotted path, or in "*" the modules of those.
+    """Read what a module's names stand for: code, the dotted path of an import, under "*" the modules imported whole.
 
     None where there is no such source.
     """
@@ -561,9 +565,9 @@ def _module(path: str) -> dict[str, Any] | None:
         match statement:
             case ast.ClassDef(name=name) | ast.FunctionDef(name=name):
                 names[name] = statement
-            case ast.Assign(targets=[ast.Name(id=name)], value=value) | ast.AnnAssign(
-                ast.Name(id=name), value=value
-            ) if value:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                names.setdefault(name, value)
+            case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
                 names.setdefault(name, value)
             case ast.Import(names=aliases):
                 for alias in aliases:

@@ -55,10 +55,9 @@ def fit(cfg: DictConfig) -> Path:
     if summary.exists():
         print(f"{folder}: done already")
         return folder
+    data, objective = assemble(cfg)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
-
-    data, objective = assemble(cfg)
     step = read_checkpoint(last)["global_step"] if last.exists() else 0
     record_provenance(folder, data.fingerprint, step)
     trainer = make_trainer(cfg, folder, data, step)
@@ -100,6 +99,7 @@ def make_trainer(cfg: DictConfig, folder: Path, data: WellDataModule, step: int)
         plugins=[AtomicCheckpoints()],
         default_root_dir=folder,
         use_distributed_sampler=False,
+        enable_progress_bar=sys.stderr.isatty(),
         num_sanity_val_steps=0,
         enable_model_summary=False,
     )
@@ -128,7 +128,7 @@ def dry_run(cfg: DictConfig) -> None:
         terms["loss"].backward()
         seconds = time.monotonic() - start
         if last:
-            print("losses " + ", ".join(f"{k} {float(v):.4g}" for k, v in terms.items()))
+            print("losses " + ", ".join(f"{k} {float(v.detach()):.4g}" for k, v in terms.items()))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     steps = cfg.trainer.max_steps
     windows = len(data.windows("train"))

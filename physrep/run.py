@@ -104,7 +104,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such checkpoint; train the run first: python -m physrep.fit with its config")
     try:
         contents: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, BadZipFile, pickle.UnpicklingError, KeyError) as error:
+    except (RuntimeError, OSError, EOFError, BadZipFile, pickle.UnpicklingError, KeyError) as error:
         reason = str(error).splitlines()[0][:120]
         raise UserError(f"{path}: not a readable checkpoint ({reason}); delete it and run fit again") from error
     return contents

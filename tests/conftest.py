@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # two threads gain nothing on data this small and fight with the workers
+
+from pathlib import Path  # noqa: E402
 
 import numpy as np
 import pytest

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ def test_a_run_folder_holds_everything(finished):
     assert [int(r["step"]) for r in rows if r["name"] == "valid/loss"] == [4, 9]
     provenance = json.loads((finished / "provenance.json").read_text())
     assert len(provenance["fingerprint"]) == 16
-    assert provenance["starts"][0]["packages"]["torch"] == torch.__version__
+    assert provenance["starts"][0]["packages"]["torch"] == version("torch")
     assert json.loads((finished / "summary.json").read_text())["step"] == 12
     assert len(list((finished / "tb").glob("events*"))) == 1
 

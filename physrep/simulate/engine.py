@@ -37,6 +37,7 @@ class Solver(Protocol):
     fields: ClassVar[Mapping[str, int]]
     boundaries: ClassVar[Mapping[str, str]]
     grid: tuple[int, int]
+    constants: Mapping[str, float]  # of the system, stored beside the parameters
 
     def coords(self) -> dict[str, Tensor]:
         """Return the coordinates of the grid, one 1-D tensor a dimension."""
@@ -121,6 +122,7 @@ class Ensemble:
                 {dim: values.cpu().numpy() for dim, values in self.solver.coords().items()},
                 np.arange(self.frames) * self.dt,
                 self.solver.boundaries,
+                self.solver.constants,
             )
 
 
@@ -135,6 +137,9 @@ def simulate(cfg: DictConfig) -> None:
     `cfg` is what `compose(argv, base="simulate")` gives; the files do not depend on `cfg.workers` (default: one a
     core). Raises UserError for a folder that holds anything else, a full disk and an unstable combination.
     """
+    on_gpu = str(cfg.device).startswith("cuda")
+    if on_gpu and not torch.cuda.is_available():
+        raise UserError(f"device={cfg.device}: no GPU can be used here; set device=cpu")
     folder = Path(cfg.root, cfg.name)
     ensemble: Ensemble = build(cfg.system)
     check(ensemble)
@@ -156,7 +161,7 @@ def simulate(cfg: DictConfig) -> None:
     if len(todo) * size > free:
         raise UserError(f"{folder}: needs {amount(len(todo) * size)} and the disk has {amount(free)} free; "
                         "set root=... to another disk or lower system.trajectories")  # fmt: skip
-    workers = min(len(todo), cfg.workers or len(os.sched_getaffinity(0)))
+    workers = min(len(todo), cfg.workers or (1 if on_gpu else len(os.sched_getaffinity(0))))
     for _ in track(run(config, folder, todo, workers), folder.name, len(todo)):
         pass
 

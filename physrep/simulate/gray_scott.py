@@ -2,9 +2,10 @@
 
     A_t = d_A lap A - A B^2 + F (1 - A),    B_t = d_B lap B + A B^2 - (F + k) B
 
-Fourier in space, ETDRK4 in time (Kassam & Trefethen, 2005). Equations, diffusivities and initial states follow The Well's
-gray_scott_reaction_diffusion (https://polymathic-ai.org/the_well/datasets/gray_scott_reaction_diffusion); a box of side 1
-instead of 2 holds patterns of the same size on half the grid.
+Fourier in space, ETDRK4 in time (Cox & Matthews, https://doi.org/10.1006/jcph.2002.6995). Equations, diffusivities and
+initial states follow The Well's gray_scott_reaction_diffusion
+(https://polymathic-ai.org/the_well/datasets/gray_scott_reaction_diffusion); a box of side 1 instead of 2 holds patterns
+of the same size on half the grid.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class GrayScott:
 
     name: ClassVar = "gray_scott_reaction_diffusion"
     fields: ClassVar = {"A": 0, "B": 0}
+    constants: ClassVar = {}
     boundaries: ClassVar = {"x": "PERIODIC", "y": "PERIODIC"}
 
     def __init__(
@@ -46,7 +48,7 @@ class GrayScott:
         return {"x": x.flatten(), "y": y.flatten()}
 
     def initial(self, generator: torch.Generator) -> Tensor:
-        """Draw an initial state [2, Nx, Ny], float64: The Well's 10 to 100 Gaussians in a box of side 2, within [0, 1]."""
+        """Draw an initial state [2, Nx, Ny], float64, in [0, 1]: The Well's 10 to 100 Gaussians in a box of side 2."""
         (lx, ly), (x, y) = self.box.length, self.box.coords(self.origin)
         images = torch.arange(-1, 2, dtype=torch.float64)[:, None, None]
 
@@ -74,7 +76,7 @@ class GrayScott:
     ) -> dict[str, Tensor]:
         """Return the fields [B, T, Nx, Ny] at times 0, dt, ... of initial states [B, 2, Nx, Ny] at theta's [B].
 
-        Frames that begin before the time `settling`, while the reaction is fast, take steps of a quarter of the longest.
+        Frames that begin before the time `settling`, while reactions are fast, take steps of a quarter of the longest.
         """
         early, late = (substeps(dt, longest) for longest in (longest_step / 4, longest_step))
         feed, kill = as_column(theta["F"]), as_column(theta["k"])
@@ -95,25 +97,16 @@ class GrayScott:
     def weights(self, feed: Tensor, kill: Tensor, step: float) -> Weights:
         """Return exp(L h), exp(L h / 2) and ETDRK4's four weights of the reaction, each [B, 2, K, Nx].
 
-        The reaction enters A and B with opposite signs, which the weights hold. Means over a circle in the complex plane
-        stand for the quotients, which cancel where L h is small.
+        The reaction enters A and B with opposite signs, which the weights hold.
         """
         box = self.box
-        rates = [-d * box.exact_k2 - loss for d, loss in zip(self.diffusivities, (feed, feed + kill), strict=True)]
-        z = torch.stack(rates, 1).to(box.device) * step
-        sign = torch.tensor([-1.0, 1.0], dtype=torch.float64, device=box.device)[:, None, None] * box.keep
-        points = torch.exp(1j * math.pi * (torch.arange(32, dtype=torch.float64, device=box.device) + 0.5) / 32)
-        sums = [torch.zeros_like(z) for _ in range(4)]
-        for point in points:
-            c = z + point
-            e = torch.exp(c)
-            sums[0] += ((torch.exp(c / 2) - 1) / c).real
-            sums[1] += ((-4 - c + e * (4 - 3 * c + c**2)) / c**3).real
-            sums[2] += 2 * ((2 + c + e * (c - 2)) / c**3).real
-            sums[3] += ((-4 - 3 * c - c**2 + e * (4 - c)) / c**3).real
-        means = [sign * step * total / len(points) for total in sums]
+        decay = zip(self.diffusivities, (feed, feed + kill), strict=True)
+        z = torch.stack([-step * (d * box.exact_k2.cpu() + loss) for d, loss in decay], 1)
+        sign = torch.tensor([-step, step], dtype=torch.float64)[:, None, None] * box.keep.cpu()
+        p1, p2, p3 = phi(z)
+        means = (phi(z / 2)[0] / 2, p1 - 3 * p2 + 4 * p3, 2 * p2 - 4 * p3, 4 * p3 - p2)
         kind = torch.complex64 if box.dtype == torch.float32 else torch.complex128
-        return tuple(weight.to(kind) for weight in (torch.exp(z), torch.exp(z / 2), *means))
+        return tuple(w.to(box.device, kind) for w in (torch.exp(z), torch.exp(z / 2), *(sign * mean for mean in means)))
 
     def reaction(self, state: Tensor) -> Tensor:
         """Return the spectrum of A B^2, [B, 1, K, Nx]."""
@@ -130,3 +123,16 @@ class GrayScott:
         n2 = self.reaction(decayed.addcmul_(q, n1))
         n3 = self.reaction(first.mul_(half).addcmul_(q, 2 * n2 - n0))
         return (full * state).addcmul_(f1, n0).addcmul_(f2, n1.add_(n2)).addcmul_(f3, n3)
+
+
+def phi(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (e^z - 1) / z, (e^z - 1 - z) / z^2 and (e^z - 1 - z - z^2 / 2) / z^3 to double precision, for z <= 0."""
+    third = torch.zeros_like(z)
+    for n in range(20, 2, -1):
+        third = 1 / math.factorial(n) + z * third
+    near = (1 + z * (0.5 + z * third), 0.5 + z * third, third)
+    first = torch.expm1(z) / z
+    second = (first - 1) / z
+    far = (first, second, (second - 0.5) / z)
+    one, two, three = (torch.where(z > -1, n, f) for n, f in zip(near, far, strict=True))
+    return one, two, three

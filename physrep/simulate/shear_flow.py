@@ -24,6 +24,7 @@ class ShearFlow:
 
     name: ClassVar = "shear_flow"
     fields: ClassVar = {"tracer": 0, "pressure": 0, "velocity": 1}
+    constants: ClassVar = {}
     boundaries: ClassVar = {"x": "PERIODIC", "y": "PERIODIC"}
 
     def __init__(

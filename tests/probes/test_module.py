@@ -138,7 +138,7 @@ def test_attention_finds_tokens_that_pooling_blurs():
         p: float((p(epochs=30, batch_size=25, lrs=[1e-2]).fit(train, valid)(test) - test.theta).square().mean())
         for p in (Linear, Attentive)
     }
-    assert error[Attentive] < 0.1 and error[Linear] > 0.5
+    assert error[Attentive] < 0.2 and error[Linear] > 0.5
 
 
 def test_a_single_token_is_enough_for_attention():

@@ -47,7 +47,8 @@ if __name__ == "__main__":
 
 
 def config(root: Path, workers: int = 1, name: str = "waves", **system: Any) -> Any:
-    return OmegaConf.create({"root": str(root), "name": name, "workers": workers, "system": SYSTEM | system})
+    where = {"root": str(root), "name": name, "workers": workers, "device": "cpu"}
+    return OmegaConf.create(where | {"system": SYSTEM | system})
 
 
 def contents(folder: Path) -> dict[str, str]:
