@@ -7,12 +7,9 @@ with `_target_` takes is read from the target's source without importing it: a m
 
 from __future__ import annotations
 
-import ast
 import difflib
 import functools
 import hashlib
-import importlib
-import importlib.util
 import inspect
 import itertools
 import json
@@ -20,7 +17,6 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import yaml
@@ -28,22 +24,21 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from physrep.errors import UserError, did_you_mean
+from physrep.signatures import SCALARS, find, import_target, kind_of, prefixes_of, read_signature, signature_of
 
 Key = tuple[str, ...]
 
-ALLOWED = ("physrep.", "torch.", "lightning.", "timm.")
 RESERVED = {"_target_", "_partial_"}
-NOT_RESULTS = {"runs", "dry_run", "data.root", "data.num_workers"}  # keys that change no number
+NOT_RUNS = {  # keys that change no weight of a run
+    "runs", "run", "experiment", "dry_run", "allow", "choices", "probe", "controls", "checkpoint_every",
+    "data.root", "data.num_workers", "data.eval_step",
+}  # fmt: skip
 OPTIONS = {
     "--help": "this page",
     "--list": "the choices of every group, or of the one named next",
     "--cfg": "print the resolved configuration and stop",
     "--dry-run": "try everything once, quickly, and stop",
 }
-SCALARS = {"int": "int", "float": "int float", "str": "str", "bool": "bool", "Path": "str", "PathLike": "str"}
-SEQUENCES = {"list", "List", "tuple", "Tuple", "Sequence", "Iterable", "Collection"}
-MAPPINGS = {"dict", "Dict", "Mapping", "MutableMapping"}
-PLAIN = {*SCALARS, *SEQUENCES, *MAPPINGS, "Any", "object", "None", "Literal"}
 
 
 class Layer(NamedTuple):
@@ -142,8 +137,8 @@ def _admit(cfg: Any, key: Key, value: Any, where: str) -> None:
         old = members[part]
     texts = [each for each in (old, value) if isinstance(each, str)]
     free = inside or old is None or old == "???" or any("${" in text for text in texts) or key == ("preset",)
-    if not free and _kind(value) not in SCALARS.get(_kind(old), _kind(old)).split():
-        raise UserError(f"{where}{_dotted(key)}={_show(value)}: expected {_kind(old)}, got {_kind(value)}")
+    if not free and kind_of(value) not in SCALARS.get(kind_of(old), kind_of(old)).split():
+        raise UserError(f"{where}{_dotted(key)}={_show(value)}: expected {kind_of(old)}, got {kind_of(value)}")
 
 
 def _pair(argument: str) -> tuple[str, Any]:
@@ -205,7 +200,7 @@ def check(cfg: DictConfig, origins: Sequence[tuple[Key, str]] = ()) -> None:
     for key, node in _targets(raw):
         at = {name: _origin((*key, name), origins) + _dotted((*key, name)) for name in node}
         target = str(node["_target_"])
-        signature = _signature(target, _prefixes(cfg.get("allow")), at["_target_"])
+        signature = signature_of(target, prefixes_of(cfg.get("allow")), at["_target_"])
         for name, value in values[key].items():
             if name in signature:
                 signature[name].hold(value, f"{at[name]}={_show(value)}")
@@ -222,8 +217,8 @@ def build(node: Mapping[str, Any] | DictConfig, **given: Any) -> Any:
     node = node if isinstance(node, DictConfig) else OmegaConf.create(dict(node))
     root, target, prefix = node._get_root(), str(node["_target_"]), f"{node._get_full_key('')}.".lstrip(".")
     allow = root.get("allow") if isinstance(root, DictConfig) and root is not node else None
-    source = target, _prefixes(allow), f"{prefix}_target_"
-    signature, made = _signature(*source), _import(*source)
+    source = target, prefixes_of(allow), f"{prefix}_target_"
+    signature, made = signature_of(*source), import_target(*source)
     arguments = {str(name): _built(node, name) for name in node if name not in RESERVED | given.keys()} | given
     if node.get("_partial_"):
         return functools.partial(made, **arguments)
@@ -244,10 +239,15 @@ def _built(node: Any, name: Any) -> Any:
 
 
 def config_hash(cfg: DictConfig) -> str:
-    """Return 8 hex digits of the resolved configuration without the keys that change no result."""
-    leaves = ((_dotted(key), value) for key, value in _leaves(_plain(cfg, resolve=True)))
-    text = json.dumps({key: value for key, value in leaves if key not in NOT_RESULTS}, sort_keys=True, default=str)
+    """Return 8 hex digits of what shapes a run's weights in its resolved configuration."""
+    leaves = {_dotted(key): value for key, value in _leaves(_plain(cfg, resolve=True)) if _shapes(key)}
+    text = json.dumps(leaves, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _shapes(key: Key) -> bool:
+    """Whether a key has a say in a run's weights."""
+    return not any(_dotted(key[:length]) in NOT_RUNS for length in range(1, len(key) + 1))
 
 
 def run_name(cfg: DictConfig, base: str = "config") -> str:
@@ -257,7 +257,7 @@ def run_name(cfg: DictConfig, base: str = "config") -> str:
     given = {**cfg.choices, **{key: cfg[key] for key in ("experiment", "preset", "seed", "allow") if key in cfg}}
     usual = compose([f"{key}={_show(_plain(value))}" for key, value in given.items()], base)
     before, after = (dict(_leaves(_plain(each))) for each in (usual, cfg))
-    changed = [key for key in sorted(after) if _dotted(key) not in NOT_RESULTS and before.get(key, ...) != after[key]]
+    changed = [key for key in sorted(after) if _shapes(key) and before.get(key, ...) != after[key]]
     names = [cfg.choices[group] for group in ("data", "objective", "encoder") if cfg.choices.get(group)]
     suffix = [_safe(f"{_short(key, after)}={_show(after[key])}") for key in changed]
     suffix = suffix if len("".join(suffix)) + len(suffix) <= 80 else [config_hash(cfg)]
@@ -275,9 +275,9 @@ def _short(key: Key, keys: Iterable[Key]) -> str:
 
 
 def diff(old: Mapping[str, Any] | DictConfig, new: Mapping[str, Any] | DictConfig) -> list[str]:
-    """Return one line "key: old -> new" for every value in which two resolved configurations differ."""
+    """Return one line "key: old -> new" for every value that shapes a run and in which two configurations differ."""
     before, after = (dict(_leaves(_plain(each, resolve=True))) for each in (old, new))
-    keys = [key for key in sorted({*before, *after}) if before.get(key, ...) != after.get(key, ...)]
+    keys = [key for key in sorted({*before, *after}) if _shapes(key) and before.get(key, ...) != after.get(key, ...)]
     shown = [[_show(side[key]) if key in side else "(none)" for side in (before, after)] for key in keys]
     return [f"{_dotted(key)}: {' -> '.join(pair)}" for key, pair in zip(keys, shown, strict=True)]
 
@@ -376,10 +376,6 @@ def _show(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str).replace('"', "")
 
 
-def _kind(value: Any) -> str:
-    return "null" if value is None else type(value).__name__
-
-
 def _members(value: Any) -> dict[str, Any]:
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return {str(name): member for name, member in items}
@@ -414,279 +410,7 @@ def _hint(word: str, known: Iterable[str], cfg: Any) -> str:
     if not difflib.get_close_matches(word, names, cutoff=0.5):
         keys: set[Key] = {(name,) for name in cfg}
         for place, node in _targets(cfg):
-            keys |= {(*place, name) for name in _declared(_find(str(node["_target_"]))) or ()}
+            keys |= {(*place, name) for name in read_signature(find(str(node["_target_"]))) or ()}
         if elsewhere := sorted(_dotted(key) for key in keys if key[-1] == word):
             return f"; did you mean {' or '.join(elsewhere[:2])}?"
     return did_you_mean(word, names)
-
-
-# --- Targets: what is allowed, and signatures read from source
-
-
-class Source(NamedTuple):
-    """A piece of code, an ast node, and the names of the module that it stands in."""
-
-    names: dict[str, Any]
-    code: Any
-
-    def at(self, code: Any) -> Source:
-        """Return another piece of the same module."""
-        return Source(self.names, code)
-
-    @property
-    def name(self) -> str:
-        """The dotted name that the code is, calls or subscripts."""
-        inner = {ast.Subscript: "value", ast.Call: "func"}.get(type(self.code))
-        return ast.unparse(getattr(self.code, inner) if inner else self.code)
-
-    @property
-    def head(self) -> str:
-        """The last part of the name."""
-        return self.name.rpartition(".")[2]
-
-    @property
-    def items(self) -> list[Source]:
-        """What stands in the brackets of a subscript."""
-        index = self.code.slice if isinstance(self.code, ast.Subscript) else ast.Tuple([])
-        return [self.at(each) for each in (index.elts if isinstance(index, ast.Tuple) else [index])]
-
-
-class Parameter(NamedTuple):
-    """One argument as written; without a default it is required."""
-
-    annotation: Source | None
-    default: ast.AST | None
-
-    def hold(self, value: Any, where: str) -> None:
-        """Raise UserError where the annotation refuses the value; one that cannot be read refuses nothing."""
-        if self.annotation is None or (value is None and self.default and ast.unparse(self.default) == "None"):
-            return
-        kinds = list(_alternatives(self.annotation))
-        if not any(_fits(value, kind) for kind in kinds):
-            names = [name for kind in kinds for name in _spell(kind)]
-            near = difflib.get_close_matches(str(value), [name.strip("'") for name in names if name[0] == "'"])
-            expected = f"expected {' or '.join(dict.fromkeys(names))}, got {_kind(value)}"
-            raise UserError(f"{where}: {f'no such value{did_you_mean(str(value), near)}' if near else expected}")
-
-
-OPEN = {"**": Parameter(None, ast.Constant(...))}  # in a signature that takes any other name too
-
-
-def _prefixes(allow: Iterable[str] | None) -> tuple[str, ...]:
-    return (*ALLOWED, *(f"{prefix.rstrip('.')}." for prefix in allow or ()))
-
-
-def _permit(name: str, prefixes: tuple[str, ...], where: str) -> None:
-    if not f"{name}.".startswith(prefixes):
-        mend = f"name its package in allow=[{name.partition('.')[0]}.]"
-        raise UserError(f"{where}: {name} is not allowed, only {', '.join(prefixes)}; {mend}")
-
-
-def _import(target: str, prefixes: tuple[str, ...], where: str) -> Any:
-    """Import what a dotted path names; neither it nor a module on the way may come from elsewhere (torch.os.system)."""
-    path, found = "", None
-    for part in target.split("."):
-        path = f"{path}.{part}".lstrip(".")
-        try:
-            inside = found is not None and (hasattr(found, part) or not isinstance(found, ModuleType))
-            found = getattr(found, part) if inside else importlib.import_module(path)
-        except (ImportError, AttributeError, SyntaxError) as error:
-            raise UserError(f"{where}: cannot import {target}: {error}") from None
-        home = found.__name__ if isinstance(found, ModuleType) else getattr(found, "__module__", None)
-        _permit(home or target, prefixes, where)
-    if not callable(found):
-        raise UserError(f"{where}: {target} is neither a class nor a function")
-    return found
-
-
-@functools.cache
-def _signature(target: str, prefixes: tuple[str, ...], where: str) -> dict[str, Parameter]:
-    """Return the parameters of a target by name, from its source; only where that does not tell is it imported."""
-    _permit(target, prefixes, where)
-    declared = _declared(_find(target))
-    if declared is not None:
-        return declared
-    path, _, name = target.rpartition(".")
-    names = _module(path)
-    if names and not {name, "*", "__getattr__"} & names.keys():
-        hint = did_you_mean(name, difflib.get_close_matches(name, names))
-        raise UserError(f"{where}: {path} has no {name}{hint}")
-    try:
-        named = inspect.signature(_import(target, prefixes, where)).parameters.values()
-    except (TypeError, ValueError):  # compiled code that does not tell either
-        return OPEN
-    parameters = {
-        each.name: Parameter(None, None if each.default is each.empty else ast.Constant(each.default))
-        for each in named
-        if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
-    }
-    return parameters | (OPEN if len(parameters) < len(named) else {})
-
-
-def _find(path: str, seen: tuple[str, ...] = ()) -> Source | None:
-    """Follow a dotted path through imports to the code that defines it; None where the source does not tell."""
-    parts = path.split(".")
-    for cut in range(len(parts) - 1, 0, -1):
-        if path not in seen and (names := _module(".".join(parts[:cut]))) is not None:
-            return _resolve(names, ".".join(parts[cut:]), (*seen, path))
-    return None
-
-
-def _resolve(names: dict[str, Any], dotted: str, seen: tuple[str, ...] = ()) -> Source | None:
-    head, _, rest = dotted.partition(".")
-    bound = names.get(head)
-    if isinstance(bound, ast.AST):
-        return None if rest else Source(names, bound)
-    paths = [f"{bound}.{rest}".rstrip(".")] if bound else [f"{origin}.{dotted}" for origin in names.get("*", ())]
-    return next((found for path in paths if (found := _find(path, seen))), None)
-
-
-@functools.cache
-def _module(path: str) -> dict[str, Any] | None:
-    """Read what a module's names stand for: code, the dotted path of an import, under "*" the modules imported whole.
-
-    None where there is no such source.
-    """
-    top, *rest = path.split(".")
-    spec = importlib.util.find_spec(top)
-    folders = [Path(folder, *rest) for folder in (spec and spec.submodule_search_locations) or ()]
-    files = [file for folder in folders for file in (folder / "__init__.py", folder.with_name(f"{folder.name}.py"))]
-    files += [Path(spec.origin)] if spec and spec.origin and not rest else []
-    file = next((file for file in files if file.suffix == ".py" and file.is_file()), None)
-    if file is None:
-        return None
-    package = [top, *rest] if file.name == "__init__.py" else [top, *rest][:-1]
-    names: dict[str, Any] = {}
-    try:
-        body = ast.parse(file.read_bytes(), file.name).body
-    except SyntaxError:  # Python says so on import
-        return None
-    for statement in _statements(body):
-        match statement:
-            case ast.ClassDef(name=name) | ast.FunctionDef(name=name):
-                names[name] = statement
-            case ast.Assign(targets=[ast.Name(id=name)], value=value):
-                names.setdefault(name, value)
-            case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
-                names.setdefault(name, value)
-            case ast.Import(names=aliases):
-                for alias in aliases:
-                    first = alias.name.partition(".")[0]
-                    names.setdefault(alias.asname or first, alias.name if alias.asname else first)
-            case ast.ImportFrom(module=source, names=aliases, level=level):
-                origin = ".".join(filter(None, [*package[: len(package) - level + 1 if level else 0], source]))
-                for alias in aliases:
-                    if alias.name == "*":
-                        names.setdefault("*", []).append(origin)
-                    else:
-                        names.setdefault(alias.asname or alias.name, f"{origin}.{alias.name}")
-    return names
-
-
-def _statements(body: Iterable[ast.AST]) -> Iterator[ast.AST]:
-    for statement in body:
-        yield statement
-        if isinstance(statement, (ast.If, ast.Try, ast.ExceptHandler)):
-            yield from _statements(ast.iter_child_nodes(statement))
-
-
-def _declared(found: Source | None) -> dict[str, Parameter] | None:
-    """Read what a function or class takes; a `**plan` that goes on to `super().__init__` is what the parent takes."""
-    if found is None or not isinstance(found.code, (ast.FunctionDef, ast.ClassDef)):
-        return None
-    if isinstance(found.code, ast.FunctionDef):
-        return _arguments(found) | (OPEN if found.code.args.kwarg else {})
-    inits = [each for each in found.code.body if isinstance(each, ast.FunctionDef) and each.name == "__init__"]
-    if not inits:
-        parent = _inherited(found)
-        is_dataclass = any(found.at(each).head == "dataclass" for each in found.code.decorator_list)
-        return parent if parent is None or not is_dataclass else parent | _fields(found)
-    init = inits[0]
-    own = dict(itertools.islice(_arguments(found.at(init)).items(), 1, None))
-    if not init.args.kwarg:
-        return own
-    for call in (each for each in ast.walk(init) if isinstance(each, ast.Call)):
-        passes = f"**{init.args.kwarg.arg}" in map(ast.unparse, call.keywords)
-        if passes and re.fullmatch(r"super\(.*\)\.__init__", ast.unparse(call.func)):
-            parent = _inherited(found)
-            filled = list(parent or ())[: sum(not isinstance(each, ast.Starred) for each in call.args)]
-            filled += [each.arg for each in call.keywords if each.arg]
-            inherited = {name: each for name, each in (parent or {}).items() if name not in filled}
-            return None if parent is None else inherited | own
-    return own | OPEN
-
-
-def _inherited(found: Source) -> dict[str, Parameter] | None:
-    """Return what the first base takes that takes anything; None where a base's source does not tell."""
-    for base in map(found.at, found.code.bases):
-        if base.head not in {"object", "ABC", "Generic", "Protocol"}:
-            parent = _declared(_resolve(base.names, base.name))
-            if parent is None or parent:
-                return parent
-    return {}
-
-
-def _arguments(function: Source) -> dict[str, Parameter]:
-    given = function.code.args
-    named = [*given.posonlyargs, *given.args, *given.kwonlyargs]
-    defaults = [*given.defaults, *given.kw_defaults]
-    kinds = [function.at(each.annotation) if each.annotation else None for each in named]
-    pairs = zip(kinds, [None] * (len(named) - len(defaults)) + defaults, strict=True)
-    return {each.arg: Parameter(*pair) for each, pair in zip(named, pairs, strict=True)}
-
-
-def _fields(dataclass: Source) -> dict[str, Parameter]:
-    fields = [each for each in dataclass.code.body if isinstance(each, ast.AnnAssign)]
-    fields = [each for each in fields if dataclass.at(each.annotation).head != "ClassVar"]
-    return {ast.unparse(each.target): Parameter(dataclass.at(each.annotation), each.value) for each in fields}
-
-
-def _alternatives(kind: Source) -> Iterator[Source]:
-    """Yield the members of a union, through quotes and aliases."""
-    code, parts = kind.code, list[Source]()
-    if isinstance(code, ast.Constant) and isinstance(code.value, str):
-        parts = [kind.at(ast.parse(code.value, mode="eval").body)]
-    elif isinstance(code, ast.BinOp):
-        parts = [kind.at(code.left), kind.at(code.right)]
-    elif kind.head in {"Optional", "Union"}:
-        parts = [*kind.items, *([kind.at(ast.Constant(None))] if kind.head == "Optional" else [])]
-    elif kind.head not in PLAIN and (alias := _resolve(kind.names, kind.name)) and isinstance(alias.code, ast.expr):
-        parts = [alias]
-    for part in parts:
-        yield from _alternatives(part)
-    if not parts:
-        yield kind
-
-
-def _fits(value: Any, kind: Source) -> bool:
-    """Tell whether a value of YAML suits one member of an annotation; what cannot be told suits."""
-
-    def all_fit(values: Iterable[Any], wanted: Source) -> bool:
-        return all(any(_fits(each, one) for one in _alternatives(wanted)) for each in values)
-
-    head, items = kind.head, kind.items
-    if head in {"Any", "object"} or (isinstance(value, dict) and "_target_" in value):
-        fits = True
-    elif head == "None":
-        fits = value is None
-    elif head == "Literal":
-        fits = repr(value) in [each.name for each in items]
-    elif head in SCALARS:
-        fits = _kind(value) in SCALARS[head].split()
-    elif head in MAPPINGS:
-        fits = isinstance(value, dict) and (not items or all_fit(value.values(), items[1]))
-    elif head in {"tuple", "Tuple"} and items and items[-1].name != "...":
-        fits = isinstance(value, list) and len(value) == len(items) and all(map(all_fit, zip(value), items))
-    elif head in SEQUENCES:
-        fits = isinstance(value, list) and (not items or all_fit(value, items[0]))
-    else:
-        made = _resolve(kind.names, kind.name)
-        fits = head != "Callable" and not (made and isinstance(made.code, ast.ClassDef))
-    return fits
-
-
-def _spell(kind: Source) -> list[str]:
-    if kind.head == "Literal":
-        return [each.name for each in kind.items]
-    name = ast.unparse(kind.code)
-    return ["null" if name == "None" else name if kind.head in PLAIN else f"a _target_ that makes {name}"]

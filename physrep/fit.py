@@ -1,6 +1,6 @@
 """Pretrain an encoder with a self-supervised objective on a dataset of simulations.
 
-The run's folder is a function of the config: the same command continues what was interrupted and leaves alone what is done.
+The run's folder is a function of the config: the same command continues what was interrupted and leaves what is done.
 """
 
 from __future__ import annotations

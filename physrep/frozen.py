@@ -23,12 +23,14 @@ class Frozen(nn.Module):
         super().__init__()
         self.objective = objective.eval().requires_grad_(False)
         self.meta, self.step = meta, step
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(meta["mean"]), persistent=False)
         self.register_buffer("std", torch.tensor(meta["std"]), persistent=False)
 
     @torch.no_grad()
     def encode(self, clip: Tensor, normalised: bool = False) -> Tensor:
-        """Return tokens [B, N, D] of raw clips [B, C, T, H, W] in the files' units and channel order (`meta["channels"]`).
+        """Return tokens [B, N, D] of raw clips [B, C, T, H, W], in the files' units and order of channels (`meta`).
 
         Raises UserError if the number of channels is another than the encoder was trained on.
         """
@@ -41,5 +43,5 @@ class Frozen(nn.Module):
         """Return a digest of weights and normaliser, for the embedding cache's key."""
         sha = hashlib.sha256()
         for name, tensor in [*self.objective.state_dict().items(), ("mean", self.mean), ("std", self.std)]:
-            sha.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            sha.update(name.encode() + tensor.detach().cpu().numpy().tobytes())
         return sha.hexdigest()[:16]

@@ -20,7 +20,7 @@ def covariance(x: Tensor) -> Tensor:
 
 
 def vicreg(x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """VICReg's three terms, unweighted, of two views' rows x, y [N, D] -> scalars (Bardes et al. 2022; facts of 2603.13227).
+    """VICReg's three terms, unweighted, of two views' rows x, y [N, D] -> scalars (Bardes et al. 2022).
 
     sim: mean squared distance; std: variance hinge, mean of both; cov: covariance penalty, sum of both.
     """

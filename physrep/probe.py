@@ -1,7 +1,7 @@
 """Score frozen encoders: how well does a probe on their embeddings estimate the physical parameters?
 
-Probes the run of run=FOLDER, or all finished runs of the experiment, and the experiment's controls. Probes are fitted on
-train, everything is chosen on valid, test is scored once. Rows go to results.jsonl; what is there already is skipped.
+Probes the run of run=FOLDER, or all finished runs of the experiment, and the experiment's controls. Probes are fitted
+on train, everything is chosen on valid, test is scored once. Rows go to results.jsonl; what is there is skipped.
 """
 
 from __future__ import annotations
@@ -97,14 +97,15 @@ def score(subject: Subject, probes: DictConfig, results: Path) -> int:
 
     source, data, cfg = subject.source, subject.data, subject.cfg
     if not data.scales:
-        raise UserError(f"data.targets: {data.name} names no parameter to estimate; set data.targets.NAME=log10 or linear")
+        raise UserError(f"data.targets: {data.name} names no parameter to estimate; give data.targets.NAME=log10")
     data.setup("probe")
     known = {row.key for row in read(results)} if results.exists() else set()
     features: dict[str, Any] = {}
     made = 0
-    for name, node in probes.items():
-        key = digest(source.digest, data.fingerprint, str(name), OmegaConf.to_container(node), source.objective,
-                     [data.frames, data.stride, data.eval_step, data.crop, data.size, data.scales], cfg.seed)  # fmt: skip
+    for name, node in ((str(n), node) for n, node in probes.items()):
+        windows = [data.frames, data.stride, data.eval_step, data.crop, data.size, data.scales]
+        key = digest(source.digest, data.fingerprint, name, OmegaConf.to_container(node), source.objective,
+                     windows, cfg.seed)  # fmt: skip
         if all(f"{key}/{parameter}" in known for parameter in data.scales):
             continue
         if not features:
@@ -116,7 +117,7 @@ def score(subject: Subject, probes: DictConfig, results: Path) -> int:
             predictor(test), test.theta, test.trajectory,
             scales=data.scales,
             centers=data.statistics["theta_mean"], spreads=data.statistics["theta_std"],
-            data=data.name, objective=source.objective, encoder=source.encoder, probe=str(name), seed=cfg.seed,
+            data=data.name, objective=source.objective, encoder=source.encoder, probe=name, seed=cfg.seed,
             split="test", run=subject.run, config=config_hash(cfg), commit=commit(), fingerprint=data.fingerprint,
             step=subject.step, chosen=predictor.chosen, key=key,
         )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -13,7 +13,7 @@ LINE_EVERY = 10.0
 
 def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
     """Yield the items and show how many are done: a bar on a terminal, else a line every ten seconds."""
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     if sys.stderr.isatty():
         from tqdm import tqdm

@@ -37,7 +37,7 @@ def write_text(path: Path, text: str) -> None:
 
 def open_run(cfg: DictConfig) -> Path:
     """Return the config's run folder, made if absent. Raises UserError if it holds another config."""
-    folder = Path(cfg.runs) / cfg.experiment / run_name(cfg)
+    folder = Path(str(cfg.runs), str(cfg.experiment), run_name(cfg))
     place = folder / "config.yaml"
     if place.exists():
         held = read_config(folder)
@@ -122,10 +122,12 @@ def load(run: str | Path) -> Frozen:
     meta = checkpoint["physrep"]
     objective = build(cfg.objective, encoder=build(cfg.encoder, channels=len(meta["channels"])), seed=cfg.seed)
     wanted, held = objective.state_dict(), checkpoint["state_dict"]
-    wrong = sorted(k for k in wanted.keys() | held.keys() if k not in wanted or k not in held or wanted[k].shape != held[k].shape)
+    wrong = sorted(
+        k for k in wanted.keys() | held.keys() if k not in wanted or k not in held or wanted[k].shape != held[k].shape
+    )
     if wrong:
         raise UserError(f"{folder}/checkpoints/last.ckpt: is of another config than {folder}/config.yaml "
-                        f"({len(wrong)} weights differ, first {wrong[0]}); train the run again in a folder of its own")  # fmt: skip
+                        f"({len(wrong)} weights differ, first {wrong[0]}); train it again elsewhere")  # fmt: skip
     objective.load_state_dict(held, strict=True)
     return Frozen(objective, meta, step=int(checkpoint["global_step"]))
 

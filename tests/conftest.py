@@ -6,7 +6,7 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # two threads gain nothing on data this small and fight with the workers
 
-from pathlib import Path  # noqa: E402
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,7 +33,9 @@ def waves(n: int, frames: int, shape: tuple[int, int], nu: float, seed: int) -> 
     return {"tracer": out["tracer"], "pressure": out["pressure"], "velocity": np.stack([out["u"], out["v"]], -1)}
 
 
-def write_dataset(root: Path, name: str = "shear_flow_tiny", frames: int = 20, shape: tuple[int, int] = (16, 32)) -> Path:
+def write_dataset(
+    root: Path, name: str = "shear_flow_tiny", frames: int = 20, shape: tuple[int, int] = (16, 32)
+) -> Path:
     """Write a dataset of 4 parameter pairs x (6, 3, 3) trajectories and return its folder."""
     coords = {"x": np.arange(shape[0]) / shape[0], "y": np.arange(shape[1]) / shape[1]}
     for i, (re, sc) in enumerate([(r, s) for r in (100.0, 400.0) for s in (0.5, 2.0)]):

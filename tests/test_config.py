@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from physrep import config
+from physrep import config, signatures
 from physrep.config import build, check, cli, compose, config_hash, diff, grid, run_name
 from physrep.errors import UserError
 
@@ -454,8 +454,8 @@ def test_types_that_fit(argument):
     ],
 )
 def test_signatures_are_read_from_source(target, names, monkeypatch):
-    monkeypatch.setattr(config, "_import", None)
-    signature = config._signature.__wrapped__(target, config._prefixes(["toy."]), "")
+    monkeypatch.setattr(signatures, "import_target", None)
+    signature = signatures.signature_of.__wrapped__(target, signatures.prefixes_of(["toy."]), "")
     assert list(signature) == names.split()
 
 
@@ -468,14 +468,14 @@ def test_signatures_agree_with_inspect():
     classes = [lightning.Trainer, lightning.pytorch.callbacks.ModelCheckpoint, torch.optim.AdamW, torch.nn.Conv3d]
     for each in [*classes, torch.optim.lr_scheduler.OneCycleLR, lightning.seed_everything]:
         target = f"{each.__module__}.{each.__name__}"
-        signature = config._declared(config._find(target))
+        signature = signatures.read_signature(signatures.find(target))
         real = inspect.signature(each).parameters.values()
         assert signature is not None and list(signature) == [p.name for p in real]
         assert [p.default is None for p in signature.values()] == [p.default is p.empty for p in real]
 
 
 def test_the_trainer_is_found_through_its_reexports(monkeypatch):
-    monkeypatch.setattr(config, "_import", None)
+    monkeypatch.setattr(signatures, "import_target", None)
     trainer = "data={_target_: lightning.Trainer, %s}"
     bad = {"max_step: 3": "max_step", "precision: bf16-mixd": "precision=bf16-mixd", "max_steps: abc": "max_steps=abc"}
     said = []
@@ -493,9 +493,9 @@ def test_the_trainer_is_found_through_its_reexports(monkeypatch):
 
 
 def test_compiled_functions_take_any_key_and_python_behind_them_is_asked_by_inspect():
-    signature = functools.partial(config._signature, prefixes=config.ALLOWED, where="x")
+    signature = functools.partial(signatures.signature_of, prefixes=signatures.ALLOWED, where="x")
     assert list(signature("torch.randn")) == ["**"]
-    by_inspect = config._signature("toy.models.Base.__init__", config._prefixes(["toy."]), "x")
+    by_inspect = signatures.signature_of("toy.models.Base.__init__", signatures.prefixes_of(["toy."]), "x")
     assert list(by_inspect) == ["self", "net", "lr", "steps", "fixed", "betas"]
     assert by_inspect["net"].default is None and by_inspect["lr"].default is not None
 
@@ -658,7 +658,6 @@ def test_a_long_run_name_ends_in_the_hash():
 def test_diff():
     old, new = compose([]), compose(["seed=1", "objective.lr=0.1", "encoder.sizes=[1]", "data=null"])
     assert diff(old, new) == [
-        "choices.data: waves -> null",
         "data._target_: toy.models.Net -> (none)",
         "data.name: waves -> (none)",
         "encoder.sizes: [4, 5, 6] -> [1]",
@@ -808,7 +807,7 @@ def test_a_wheel_carries_its_own_conf(tmp_path):
     site, home = tmp_path / "site", tmp_path / "home"
     home.mkdir()
     (site / "physrep").mkdir(parents=True)
-    for name in ("__init__.py", "errors.py", "config.py"):
+    for name in ("__init__.py", "errors.py", "signatures.py", "config.py"):
         shutil.copy(ROOT / "physrep" / name, site / "physrep")
     write(site / "conf", {"config.yaml": "wrong: true\n"})  # of another distribution
     write(site / "physrep/conf", {"config.yaml": "groups: {encoder: mlp}\nseed: 0\nexperiment: dev\n"})

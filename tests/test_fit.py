@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -23,7 +22,8 @@ CONF = Path("conf").resolve()
 def arguments(datasets: Path, runs: Path, *more: str) -> list[str]:
     return [
         "data=shear_flow_tiny", f"data.root={datasets}", f"runs={runs}", "data.batch_size=4", "data.frames=8",
-        "encoder.widths=[4,8]", "encoder.depths=[1,1]", "encoder.strides=[[4,4,4],[2,2,2]]", "encoder.kernels=[[3,3],[3,3]]",
+        "encoder.widths=[4,8]", "encoder.depths=[1,1]", "encoder.strides=[[4,4,4],[2,2,2]]",
+        "encoder.kernels=[[3,3],[3,3]]",
         "objective.warmup=3", "trainer.max_steps=12", "trainer.val_check_interval=5", "trainer.log_every_n_steps=2",
         "checkpoint_every=4", *more,
     ]  # fmt: skip
@@ -124,7 +124,9 @@ def test_a_config_gives_its_own_folder(datasets, tmp_path):
     names = {run_name(compose(arguments(datasets, tmp_path, *more)))
              for more in ([], ["seed=1"], ["objective.sim=7"], ["objective=views"], ["data.noise=0.5"])}  # fmt: skip
     assert len(names) == 5
-    assert run_name(compose(arguments(datasets, tmp_path))) == run_name(compose(arguments(Path("/elsewhere"), tmp_path)))
+    assert run_name(compose(arguments(datasets, tmp_path))) == run_name(
+        compose(arguments(Path("/elsewhere"), tmp_path))
+    )
 
 
 def test_dry_run_writes_nothing(datasets, tmp_path, capsys):
@@ -143,7 +145,7 @@ def test_dry_run_writes_nothing(datasets, tmp_path, capsys):
         (["objectve.sim=2"], "did you mean objective"),
         (["trainer.max_step=2"], "did you mean max_steps"),
         (["trainer.max_steps=abc"], "expected int"),
-        (["data.name=shear_flow_tinny"], "no such dataset; did you mean shear_flow_tiny"),
+        (["data.name=shear_flow_tinny"], "no such dataset.*did you mean shear_flow_tiny"),
         (["data.frames=12"], "a window needs 24"),
         (["data.frames=4"], "strides"),
         (["data.batch_size=4000"], "data.batch_size"),
@@ -197,7 +199,7 @@ def test_damaged_and_foreign_checkpoints(finished, tmp_path):
         physrep.load(copy)
     (copy / "config.yaml").write_text(config)
     last = copy / "checkpoints" / "last.ckpt"
-    last.write_bytes(last.read_bytes()[: os.path.getsize(last) // 2])
+    last.write_bytes(last.read_bytes()[:20_000])
     with pytest.raises(UserError, match=r"last\.ckpt: not a readable checkpoint"):
         physrep.load(copy)
     last.unlink()

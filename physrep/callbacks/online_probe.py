@@ -30,14 +30,14 @@ class OnlineProbe(Callback):
         """Embed the first clip of every sample."""
         with torch.no_grad():
             tokens = pl_module.encode(batch["clip"][:, :, : self.frames])
-        self._seen.append(tuple(x.float().cpu() for x in (tokens, batch["theta"])) + (batch["trajectory"].cpu(),))
+        self._seen.append((tokens.float().cpu(), batch["theta"].cpu(), batch["trajectory"].cpu()))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the probe's errors and the embeddings' spread."""
         features = Features(*(torch.cat(x) for x in zip(*self._seen, strict=True)))
         x, groups = features.pooled, features.trajectory
         between, within = between_within(x, groups)
-        logs = {"rank/effective": effective_rank(x), "std/between": between, "std/within": within}
+        logs: dict[str, Any] = {"rank/effective": effective_rank(x), "std/between": between, "std/within": within}
         if self.parameters:
             errors = (ridge_cv(x, features.theta, groups)["predictions"] - features.theta).square().mean(0)
             logs |= {f"probe/{name}": float(e) for name, e in zip(self.parameters, errors, strict=True)}

@@ -57,7 +57,8 @@ class WellDataModule(LightningDataModule):
     """Windows of any dataset in The Well's format; a subclass says what is known of a system's physics.
 
     `targets` maps the physical parameters to their scale (log10 or linear). Sizes are in frames and cells of the file;
-    `crop` is {dim: [from, to]}; `noise` is in units of the standardised fields and, like `shift`, for training alone.
+    `crop` is {dim: [from, to]}, for all splits. For training alone: `shift` moves clips along periodic axes, `cut`
+    takes {dim: cells} at a random place, `noise` is in units of the standardised fields.
     """
 
     targets: ClassVar[dict[str, str]] = {}
@@ -74,6 +75,7 @@ class WellDataModule(LightningDataModule):
         crop: dict[str, list[int]] | None = None,
         size: list[int] | None = None,
         shift: bool = False,
+        cut: dict[str, int] | None = None,
         noise: float = 0.0,
         batch_size: int = 32,
         num_workers: int = 0,
@@ -81,10 +83,11 @@ class WellDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         base = Path(root or os.environ.get("THE_WELL_DATA_DIR") or "datasets")
-        self.name, self.folder = name, base / name
+        self.folder = base / name
+        self.name: str = name
         self.scales = dict(targets if targets is not None else self.targets)
         self.frames, self.stride, self.step, self.eval_step = frames, stride, step, eval_step or frames
-        self.crop, self.size, self.shift, self.noise = crop, size, shift, noise
+        self.crop, self.size, self.shift, self.cut, self.noise = crop, size, shift, cut or {}, noise
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.clips: Clips = "one"
         self._resume = 0
@@ -94,8 +97,8 @@ class WellDataModule(LightningDataModule):
         """The three splits' files, checked against the first training file."""
         if not (self.folder / "data").is_dir():
             near = sorted(p.parent.name for p in self.folder.parent.glob("*/data"))
-            raise UserError(f"{self.folder}: no such dataset{did_you_mean(self.name, near)} Set data.root or data.name, "
-                            "download it, or make one with python -m physrep.simulate")  # fmt: skip
+            hint = did_you_mean(self.name, near)
+            raise UserError(f"{self.folder}: no such dataset; set data.root, download or simulate it{hint}")
         train = WellSplit(self.folder / "data" / "train")
         splits = {"train": train} | {s: WellSplit(self.folder / "data" / s, train.header) for s in SPLITS[1:]}
         for name, scale in self.scales.items():
@@ -147,8 +150,10 @@ class WellDataModule(LightningDataModule):
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         self._sampler = WindowSampler(self.windows("train"), self.seed, self.clips == "pair", True, rank, world)
         if len(self._sampler) < self.batch_size:
-            raise UserError(f"data.batch_size: {self.batch_size} is more than the {len(self._sampler)} training windows "
-                            f"of {self.folder}; lower it")  # fmt: skip
+            n = len(self._sampler)
+            raise UserError(
+                f"data.batch_size: {self.batch_size} is more than the {n} windows of {self.folder}; lower it"
+            )
         self._sampler.epoch, done = divmod(self._resume, len(self._sampler) // self.batch_size)
         self._sampler.skip = done * self.batch_size
 
@@ -189,23 +194,31 @@ class WellDataModule(LightningDataModule):
 
     def prepare_batch(self, raw: Mapping[str, Any], augment: bool) -> Batch:
         """Turn a loader's raw batch into a Batch on its device; shifts and noise are functions of (seed, draw)."""
-        clip = transforms.normalise(raw["clip"], self._mean.to(raw["clip"].device), self._std.to(raw["clip"].device))
+        clip = raw["clip"]
+        generator = torch.Generator().manual_seed(step_seed(self.seed, int(raw["draw"][0])))
+        if augment and (self.shift or self.cut):
+            dims = self.splits["train"].header.dims
+            sizes = {dims.index(d): n for d, n in self.cut.items()}
+            parts = clip.chunk(2, dim=2) if self.clips == "pair" else (clip,)
+            if self.shift:
+                parts = tuple(transforms.shift(p, self.periodic, generator) for p in parts)
+            clip = torch.cat([transforms.cut(p, sizes, generator) for p in parts], dim=2)
+        clip = transforms.normalise(clip, self._mean.to(clip.device), self._std.to(clip.device))
         if self.size:
             clip = transforms.resize(clip, self.size)
-        if augment and (self.shift or self.noise):
-            generator = torch.Generator().manual_seed(step_seed(self.seed, int(raw["draw"][0])))
-            if self.shift:
-                parts = clip.chunk(2, dim=2) if self.clips == "pair" else (clip,)
-                clip = torch.cat([transforms.shift(p, self.periodic, generator) for p in parts], dim=2)
-            if self.noise:
-                clip = transforms.add_noise(clip, self.noise, generator)
+        if augment and self.noise:
+            clip = transforms.add_noise(clip, self.noise, generator)
         return {"clip": clip, "theta": raw["theta"], "trajectory": raw["trajectory"]}
 
     @cached_property
     def periodic(self) -> list[int]:
         """The grid axes along which a shift is a symmetry: periodic and not cropped."""
         header = self.splits["train"].header
-        return [i for i, d in enumerate(header.dims) if header.boundaries.get(d) == "PERIODIC" and d not in (self.crop or {})]
+        return [
+            i
+            for i, d in enumerate(header.dims)
+            if header.boundaries.get(d) == "PERIODIC" and d not in (self.crop or {})
+        ]
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Normalise, resize and, in training, shift and add noise where the batch now lies."""
@@ -214,7 +227,7 @@ class WellDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """Say how many batches the run has seen, so that a resumed run enters the epoch where it stopped."""
         assert self.trainer is not None
-        return {"batches": self.trainer.fit_loop.epoch_loop.batch_progress.total.processed}
+        return {"batches": self.trainer.fit_loop.epoch_loop.batch_progress.total.processed}  # type: ignore[attr-defined]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Enter the epoch after the batches already seen; runs before the loader's iterator exists."""
@@ -223,5 +236,7 @@ class WellDataModule(LightningDataModule):
     def sizes(self) -> Sequence[int]:
         """Return the size [H, W] (or [X, Y, Z]) of what an encoder sees."""
         header = self.splits["train"].header
-        cut = [range(n)[slice(*(self.crop or {}).get(d, (None,)))] for d, n in zip(header.dims, header.shape, strict=True)]
+        cut = [
+            range(n)[slice(*(self.crop or {}).get(d, (None,)))] for d, n in zip(header.dims, header.shape, strict=True)
+        ]
         return self.size or [len(r) for r in cut]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch.utils.data import Sampler
@@ -33,7 +34,7 @@ class WindowSampler(Sampler[Key]):
         self.rank, self.world = rank, world
         self.epoch = self.skip = 0
         first = [0, *((windows[1:, 0] != windows[:-1, 0]).nonzero()[0] + 1).tolist(), len(windows)]
-        self.group = torch.tensor([(a, b) for a, b in zip(first, first[1:], strict=False) for _ in range(a, b)])
+        self.group = torch.tensor([(a, b) for a, b in pairwise(first) for _ in range(a, b)])
 
     def __len__(self) -> int:
         return len(range(self.rank, len(self.windows), self.world))

@@ -6,10 +6,10 @@ import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from physrep.data.well import Array, Field, Header, WellSplit, opened
 from physrep.errors import UserError
@@ -40,18 +40,21 @@ def channel_statistics(split: WellSplit, name: str, path: Path, mark: str) -> tu
     A stats.yaml without our mark is The Well's own and taken as it is; one with another mark is out of date and made
     anew. Raises UserError for a field that is not finite.
     """
-    header, known = split.header, None
+    header, known = split.header, dict[str, Any]()
     if path.exists():
-        known = OmegaConf.to_container(OmegaConf.load(path))
-        if not isinstance(known, dict) or "mean" not in known or "std" not in known:
+        held = OmegaConf.load(path)
+        if isinstance(held, DictConfig):
+            known = cast("dict[str, Any]", OmegaConf.to_container(held))
+        if "mean" not in known or "std" not in known:
             raise UserError(f"{path}: not a statistics file (no mean, std); delete it and it is made anew")
-    if known is None or known.get("fingerprint", mark) != mark:
+    if not known or known.get("fingerprint", mark) != mark:
         known = _compute(split, name) | {"fingerprint": mark}
         _save(path, OmegaConf.to_yaml(known))
     try:
-        return tuple(np.concatenate([np.ravel(known[k][f.name]) for f in header.fields]) for k in ("mean", "std"))  # type: ignore[return-value]
+        mean, std = (np.concatenate([np.ravel(known[k][f.name]) for f in header.fields]) for k in ("mean", "std"))
     except KeyError as error:
         raise UserError(f"{path}: has no statistics of field {error}; delete it and they are made anew") from error
+    return mean, std
 
 
 def _save(path: Path, text: str) -> None:
@@ -88,7 +91,7 @@ def _moments(header: Header, f: Field, first: int) -> Array:
         index = slice(first, first + CHUNK) if f.sample_varying else slice(None)
         x = np.asarray(file[f.path][index], np.float64)
     if not np.isfinite(x).all():
-        raise UserError(f"{header.path}: /{f.path} holds NaN or infinity in trajectories {first} to {first + len(x) - 1}; "
+        raise UserError(f"{header.path}: /{f.path} holds NaN or infinity in trajectories {first}-{first + len(x) - 1}; "
                         "remove the file or write it again")  # fmt: skip
     axis = int(f.sample_varying)
     d = np.diff(x, axis=axis) if f.time_varying else np.empty((0, *x.shape[1:]))

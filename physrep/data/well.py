@@ -95,8 +95,8 @@ def read_header(path: Path) -> Header:
         for f in fields:
             want = (trajectories,) * f.sample_varying + (frames,) * f.time_varying + shape + (len(dims),) * f.rank
             if file[f.path].shape != want:
-                raise UserError(f"{path}: /{f.path} has shape {file[f.path].shape}, but {want} follows from the rest of "
-                                "the file; write the file again")  # fmt: skip
+                raise UserError(f"{path}: /{f.path} has shape {file[f.path].shape}, but {want} follows from the "
+                                "rest of the file; write it again")  # fmt: skip
         return Header(
             path=path,
             dataset=str(_attribute(path, file, "dataset_name")),
@@ -105,7 +105,9 @@ def read_header(path: Path) -> Header:
             trajectories=trajectories,
             frames=frames,
             fields=fields,
-            scalars={n: _read_scalar(path, file, n, trajectories) for n in _names(path, file["scalars"], "field_names")},
+            scalars={
+                n: _read_scalar(path, file, n, trajectories) for n in _names(path, file["scalars"], "field_names")
+            },
             boundaries=_read_boundaries(file),
             bytes=path.stat().st_size,
         )
@@ -193,7 +195,9 @@ class WellSplit:
         for name in names:
             if name not in self.header.scalars:
                 hint = did_you_mean(name, self.header.scalars)
-                raise UserError(f"{self.header.path}: /scalars holds no {name!r}, which the dataset names as a target{hint}")
+                raise UserError(
+                    f"{self.header.path}: /scalars holds no {name!r}, which the dataset names as a target{hint}"
+                )
         return np.concatenate([np.stack([h.scalars[n] for n in names], 1) for h in self.headers])
 
     def windows(self, span: int, step: int) -> Array:
@@ -209,7 +213,7 @@ class WellSplit:
         return np.concatenate(out).astype(np.int64)
 
     def read(self, trajectory: int, start: int, frames: int, stride: int = 1, crop: Crop | None = None) -> Array:
-        """Return one window of one trajectory, [C, T, S1..SD] float32, cut to `crop` ({dim: [from, to]}) at the read."""
+        """Return one window of one trajectory, [C, T, S1..SD] float32; `crop` ({dim: [from, to]}) cuts at the read."""
         header, row = self.locate(trajectory)
         cut = tuple(slice(*(crop or {}).get(dim, (None,))) for dim in header.dims)
         shape = tuple(len(range(n)[c]) for n, c in zip(header.shape, cut, strict=True))
@@ -221,7 +225,9 @@ class WellSplit:
             try:
                 values = file[f.path][index]
             except OSError as error:
-                raise UserError(f"{header.path}: /{f.path} cannot be read ({error}); download or simulate it again") from error
+                raise UserError(
+                    f"{header.path}: /{f.path} cannot be read ({error}); download or simulate it again"
+                ) from error
             values = values[::stride] if f.time_varying else values[None]
             width = len(header.dims) ** f.rank
             flat = values.reshape(*values.shape[: 1 + len(header.dims)], width)

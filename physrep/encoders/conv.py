@@ -44,7 +44,8 @@ class Block(nn.Module):
         """Return the refined map; x [B, D, *S], two or three grid axes as the kernel has."""
         y = depthwise_conv(x, self.weight, self.bias).movedim(1, -1)
         y = self.gamma * self.contract(F.gelu(self.expand(self.norm(y))))
-        return x + y.movedim(-1, 1)
+        refined: Tensor = x + y.movedim(-1, 1)
+        return refined
 
 
 class ConvEncoder(Encoder):
@@ -73,11 +74,10 @@ class ConvEncoder(Encoder):
         self.width = widths[-1]
         self.flat = [len(kernel) == 2 for kernel in kernels]
         self.total = [math.prod(s[axis] for s in strides) for axis in range(3)]
-        first = tuple(strides[0])
-        padding: str | int = "same" if first == (1, 1, 1) else 0
-        self.stem = nn.Sequential(nn.Conv3d(channels, widths[0], tuple(stem), first, padding), ChannelNorm(widths[0]))
+        padding = "same" if math.prod(strides[0]) == 1 else "valid"
+        self.stem = nn.Sequential(_conv(channels, widths[0], stem, strides[0], padding), ChannelNorm(widths[0]))
         self.down = nn.ModuleList(
-            nn.Sequential(ChannelNorm(a), nn.Conv3d(a, b, tuple(s), tuple(s)))
+            nn.Sequential(ChannelNorm(a), _conv(a, b, s, s, "valid"))
             for a, b, s in zip(widths, widths[1:], strides[1:], strict=False)
         )
         self.stages = nn.ModuleList(
@@ -89,22 +89,28 @@ class ConvEncoder(Encoder):
         """Return the feature map [B, D, t, h, w] of a clip [B, C, T, H, W]."""
         if any(n % s for n, s in zip(clip.shape[2:], self.total, strict=True)):
             raise UserError(f"encoder: strides {self.total} do not divide a clip of {list(clip.shape[2:])} "
-                            "(frames, height, width); change data.frames, data.crop, data.size or encoder.strides")  # fmt: skip
-        x = clip.contiguous(memory_format=torch.channels_last_3d)
+                            "(T, H, W); change data.frames, data.crop, data.size or encoder.strides")  # fmt: skip
+        x: Tensor = clip.contiguous(memory_format=torch.channels_last_3d)
         for down, stage, flat in zip([self.stem, *self.down], self.stages, self.flat, strict=True):
             x = down(x)
             x = frame_by_frame(stage, x) if flat else stage(x)
         return x
 
 
+def _conv(a: int, b: int, kernel: Sequence[int], stride: Sequence[int], padding: str) -> nn.Conv3d:
+    (t, h, w), (dt, dh, dw) = kernel, stride
+    return nn.Conv3d(a, b, (t, h, w), (dt, dh, dw), padding)
+
+
 def frame_by_frame(module: nn.Module, x: Tensor) -> Tensor:
     """Apply a two-dimensional module to every frame of x [B, D, t, h, w]."""
     y: Tensor = module(x.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last))
-    return y.unflatten(0, (len(x), x.shape[2])).transpose(1, 2)
+    frames: Tensor = y.unflatten(0, (len(x), x.shape[2]))
+    return frames.transpose(1, 2)
 
 
 class ConvPredictor(nn.Module):
-    """The paper's predictor, frame by frame: widen by a 2x2 conv, one ConvNeXt block, narrow (801,664 weights at 128)."""
+    """The paper's predictor, frame by frame: widen by a 2x2 conv, a ConvNeXt block, narrow (801,664 weights at 128)."""
 
     def __init__(self, width: int, hidden: int, kernel: Sequence[int] = (7, 7), scale: float = 1e-6) -> None:
         super().__init__()

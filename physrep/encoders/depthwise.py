@@ -10,13 +10,13 @@ from torch.nn import functional as F
 
 
 def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return the 'same' depthwise convolution of x [B, D, *S] (two or three grid axes) with weight [D, 1, *K], K odd."""
+    """Return the 'same' depthwise convolution of x [B, D, *S] (two or three axes) with weight [D, 1, *K], K odd."""
     pad = [k // 2 for k in weight.shape[2:]]
     if x.ndim == 4:
         return F.conv2d(x, weight, bias, padding=pad, groups=x.shape[1])
     if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return F.conv3d(x, weight, bias, padding=pad, groups=x.shape[1])
-    return _Depthwise3d.apply(x, weight, bias, pad)  # type: ignore[no-untyped-call, no-any-return]
+    return _Depthwise3d.apply(x, weight, bias, pad)  # type: ignore[no-any-return]
 
 
 class _Depthwise3d(torch.autograd.Function):
@@ -47,7 +47,7 @@ def _weight_gradient(x: Tensor, grad: Tensor, pad: list[int]) -> Tensor:
     """Correlate x with grad, both [B, D, T, H, W], at the kernel's offsets: [D, 1, *K]."""
     size = [max(n + p, 2 * p + 1) for n, p in zip(x.shape[2:], pad, strict=True)]
     spectrum = (torch.fft.rfftn(x, s=size, dim=(2, 3, 4)) * torch.fft.rfftn(grad, s=size, dim=(2, 3, 4)).conj()).sum(0)
-    full = torch.fft.irfftn(spectrum, s=size, dim=(1, 2, 3))
+    full: Tensor = torch.fft.irfftn(spectrum, s=size, dim=(1, 2, 3))
     for axis, p in enumerate(pad, 1):
         full = full.roll(p, axis).narrow(axis, 0, 2 * p + 1)
     return full.unsqueeze(1)

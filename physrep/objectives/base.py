@@ -49,7 +49,9 @@ class Objective(LightningModule):
 
     def generator(self, *more: int) -> torch.Generator:
         """Return a generator on the CPU whose draws are a function of (seed, epoch, batch, rank)."""
-        return torch.Generator().manual_seed(step_seed(self.seed, self.current_epoch, self._batch, self.global_rank, *more))
+        return torch.Generator().manual_seed(
+            step_seed(self.seed, self.current_epoch, self._batch, self.global_rank, *more)
+        )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Minimise `losses(batch)["loss"]` and log every term. Raises UserError when it is not finite."""
@@ -68,9 +70,14 @@ class Objective(LightningModule):
         self.log_dict({f"valid/{k}": v for k, v in terms.items()}, batch_size=len(batch["clip"]), sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep with the weights what `physrep.load` needs: channels, normaliser, frames and targets, as plain values."""
+        """Keep beside the weights what `physrep.load` needs: channels, normaliser, frames, targets, as plain values."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        checkpoint["physrep"] = {"channels": data.channels, "frames": data.frames, "targets": data.scales, **data.statistics}
+        checkpoint["physrep"] = {
+            "channels": data.channels,
+            "frames": data.frames,
+            "targets": data.scales,
+            **data.statistics,
+        }
 
     def configure_optimizers(self) -> Any:
         """AdamW with decay groups; linear warm-up and cosine per optimiser step."""

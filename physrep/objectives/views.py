@@ -16,13 +16,19 @@ from physrep.objectives.base import Objective
 class Views(Objective):
     """Embed two clips of one trajectory alike: what stays the same over time is, with the flow's state, its parameters.
 
-    Tokens are pooled to mean and standard deviation and projected; VICReg on the pairs (Bardes et al. 2022, 25/25/1 there).
+    Tokens are pooled to mean and standard deviation and projected; VICReg on the pairs (Bardes et al. 2022).
     """
 
     clips: ClassVar[Clips] = "pair"
 
     def __init__(
-        self, encoder: Encoder, projection: int = 256, sim: float = 25.0, std: float = 50.0, cov: float = 1.0, **plan: Any
+        self,
+        encoder: Encoder,
+        projection: int = 256,
+        sim: float = 25.0,
+        std: float = 50.0,
+        cov: float = 1.0,
+        **plan: Any,
     ) -> None:
         super().__init__(encoder, **plan)
         self.projector = nn.Sequential(

@@ -94,7 +94,7 @@ class ActiveMatter:
         slope, flow = self.tendency(state, at_rest, alpha, zeta, iterations=12)
         before, out = flow.strain, [self.output(state, flow)]
         for _ in range(frames - 1):
-            for _ in range(count):
+            for left in reversed(range(count)):
                 now = flow.strain  # extrapolated in time, strain rates are guesses that leave little to iterate
                 half, k1 = decay * state, decay * slope
                 guess = torch.lerp(before, now, 1.5)
@@ -103,7 +103,7 @@ class ActiveMatter:
                 full, guess = decay * half, torch.lerp(now, flow.strain, 2.0)
                 k4, flow = self.tendency(torch.addcmul(full, decay, k3, value=step), guess, alpha, zeta)
                 state = full.add_(k2.add_(k3).mul_(2).add_(k1).mul_(decay).add_(k4), alpha=step / 6)
-                slope, flow = self.tendency(state, flow.strain, alpha, zeta)
+                slope, flow = self.tendency(state, flow.strain, alpha, zeta, self.iterations + 3 * (left == 0))
                 before = now
             out.append(self.output(state, flow))
         return stack_frames(out)
@@ -111,7 +111,7 @@ class ActiveMatter:
     def tendency(
         self, state: Tensor, guess: Tensor, alpha: Tensor, zeta: Tensor, iterations: int | None = None
     ) -> tuple[Tensor, Flow]:
-        """Return the tendencies [B, 3, K, Nx] of q, r, c without diffusion, and the flow; `guess` is near its strain."""
+        """Return the tendencies [B, 3, K, Nx] of q, r, c without diffusion, and the flow from a near strain."""
         box, b = self.box, self.beta / 4
         fields = box.inverse(state)
         q, r, c = fields.unbind(1)

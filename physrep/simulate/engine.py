@@ -65,7 +65,7 @@ class Ensemble:
     dt: float
     seed: int = 0
     shared_initial: bool = False
-    batch: int = 8
+    batch: int = 12
 
     def combinations(self) -> list[dict[str, float]]:
         """Return the parameter combinations, the last name varying fastest."""
@@ -93,27 +93,32 @@ class Ensemble:
         return torch.Generator().manual_seed(int(state >> 1))
 
     @torch.no_grad()
-    def simulate(self, split: str, index: int) -> dict[str, NDArray[np.float32]]:
-        """Return the trajectories [N, T, Nx, Ny, ...] of a combination; raises UserError where one is not finite."""
-        count, combination = self.trajectories[split], self.combinations()[index]
-        out = {field: np.empty((count, *self.shape(field)), np.float32) for field in self.solver.fields}
-        for first in range(0, count, self.batch):
-            numbers = range(first, min(first + self.batch, count))
-            initial = torch.stack([self.solver.initial(self.generator(split, index, n)) for n in numbers])
-            theta = {name: torch.full((len(numbers),), v, dtype=torch.float64) for name, v in combination.items()}
-            for field, values in self.solver.simulate(theta, initial, self.frames, self.dt).items():
+    def simulate(self, index: int) -> dict[str, dict[str, NDArray[np.float32]]]:
+        """Return the trajectories [N, T, Nx, Ny, ...] of one combination by split and field.
+
+        Raises UserError where a trajectory is not finite.
+        """
+        combination, solver = self.combinations()[index], self.solver
+        places = [(split, number) for split, count in self.trajectories.items() for number in range(count)]
+        out = {split: {field: np.empty((count, *self.shape(field)), np.float32) for field in solver.fields}
+               for split, count in self.trajectories.items()}  # fmt: skip
+        for part in np.array_split(np.arange(len(places)), math.ceil(len(places) / self.batch)):
+            here = [places[place] for place in part]
+            initial = torch.stack([solver.initial(self.generator(split, index, number)) for split, number in here])
+            theta = {name: torch.full((len(here),), v, dtype=torch.float64) for name, v in combination.items()}
+            for field, values in solver.simulate(theta, initial, self.frames, self.dt).items():
                 if not torch.isfinite(values).all():
                     said = ", ".join(f"{name} {value:g}" for name, value in combination.items())
-                    raise UserError(f"{self.solver.name}: the simulation at {said} is not stable; take a finer "
+                    raise UserError(f"{solver.name}: the simulation at {said} is not stable; take a finer "
                                     "system.solver.grid or leave this combination out")  # fmt: skip
-                out[field][first : first + len(numbers)] = values.cpu().numpy()
+                for (split, number), value in zip(here, values.cpu().numpy(), strict=True):
+                    out[split][field][number] = value
         return out
 
     def write(self, folder: Path, index: int) -> None:
         """Simulate one combination and write its files, one a split; nothing is written before all of it is sound."""
         combination = self.combinations()[index]
-        results = {split: self.simulate(split, index) for split in self.trajectories}
-        for split, fields in results.items():
+        for split, fields in self.simulate(index).items():
             write(
                 file_of(folder, split, self.stem(combination)),
                 self.solver.name,
@@ -275,6 +280,7 @@ def serve(pipe: Connection, config: Any, folder: Path) -> None:
         try:
             job = pipe.recv()
         except EOFError:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # done: the parent need not hurry us
             return
         try:
             ensemble.write(folder, job)

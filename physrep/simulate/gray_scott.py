@@ -27,7 +27,7 @@ class GrayScott:
 
     name: ClassVar = "gray_scott_reaction_diffusion"
     fields: ClassVar = {"A": 0, "B": 0}
-    constants: ClassVar = {}
+    constants: ClassVar[Mapping[str, float]] = {}
     boundaries: ClassVar = {"x": "PERIODIC", "y": "PERIODIC"}
 
     def __init__(

@@ -61,7 +61,9 @@ def test_the_wells_own_reader_agrees(datasets):
         both = torch.cat([item["input_fields"], item["output_fields"]])
         assert torch.equal(both.permute(3, 0, 1, 2), mine)
         scalars = dict(zip(theirs.metadata.constant_scalar_names, item["constant_scalars"].tolist(), strict=True))
-        assert [scalars[n] for n in ("Reynolds", "Schmidt")] == ours.theta(["Reynolds", "Schmidt"])[windows[i][0]].tolist()
+        assert [scalars[n] for n in ("Reynolds", "Schmidt")] == ours.theta(["Reynolds", "Schmidt"])[
+            windows[i][0]
+        ].tolist()
         assert (item["boundary_conditions"] == 2).all()
 
 

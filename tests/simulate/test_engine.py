@@ -85,6 +85,7 @@ def test_every_combination_has_a_file_in_every_split(whole: Path) -> None:
         ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_with_two_workers(whole: Path, tmp_path: Path) -> None:
     simulate(config(tmp_path, workers=2))
     assert contents(tmp_path / "waves") == contents(whole)
@@ -98,6 +99,7 @@ def test_another_seed_gives_other_flows(whole: Path, tmp_path: Path) -> None:
     assert all(here[key] == there[key] for key in here if "dimensions" in key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_run_leaves_whole_files_only_and_continues_to_the_same_bytes(tmp_path: Path, stop: int) -> None:
     many = {"trajectories": {"train": 6, "valid": 2, "test": 2}, "frames": 12}
@@ -156,7 +158,7 @@ def test_a_folder_with_data_of_others_is_refused(tmp_path: Path) -> None:
         simulate(config(tmp_path))
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_combination_that_blows_up_is_named_and_not_written(tmp_path: Path, workers: int) -> None:
     antidiffusive = {"Reynolds": [50, -1], "Schmidt": [1, 2]}
     with pytest.raises(UserError, match=r"Reynolds -1, Schmidt \d is not stable"):
@@ -204,8 +206,15 @@ def test_shared_initial_states_are_the_same_for_all_combinations_and_distinct_el
     assert not torch.allclose(state("train", 0, 1), state("test", 0, 1))
 
 
+def test_a_batch_is_only_a_matter_of_speed() -> None:
+    small, large = (build(SYSTEM | {"batch": n}).simulate(2) for n in (1, 4))
+    for split, fields in small.items():
+        for name in fields:
+            np.testing.assert_allclose(large[split][name], fields[name], rtol=1e-5, atol=1e-6)
+
+
 def test_more_trajectories_begin_with_the_earlier_ones() -> None:
-    few, more = (build(SYSTEM | {"trajectories": {"train": n}}).simulate("train", 1) for n in (3, 5))
+    few, more = (build(SYSTEM | {"trajectories": {"train": n}}).simulate(1)["train"] for n in (3, 5))
     for name in few:
         np.testing.assert_allclose(more[name][:3], few[name], rtol=1e-5, atol=1e-6)
 
@@ -220,7 +229,7 @@ def test_the_wells_own_reader_sees_the_same_numbers(whole: Path) -> None:
     data = reader.WellDataset(path=str(whole), well_split_name="test", n_steps_input=2, n_steps_output=1)
     ensemble: Ensemble = build(SYSTEM)
     assert len(data) == 8
-    item, fields = data[3], ensemble.simulate("test", 3)  # the second trajectory of the second file, Re 100, Sc 2
+    item, fields = data[3], ensemble.simulate(3)["test"]  # the second trajectory of the second file, Re 100, Sc 2
     flat = np.concatenate([v.reshape(*v.shape[:4], -1) for v in fields.values()], -1)
     np.testing.assert_array_equal(torch.cat([item["input_fields"], item["output_fields"]]).numpy(), flat[1])
     names = [data.metadata.field_names[rank] for rank in (0, 1)]

@@ -1,0 +1,104 @@
+"""The probe command, end to end on a tiny set: rows, skipping, mistakes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from physrep import probe
+from physrep.errors import UserError
+from physrep.fit import main as fit
+from physrep.results import read
+
+
+def arguments(datasets: Path, runs: Path, *more: str) -> list[str]:
+    return [
+        "data=shear_flow_tiny", f"data.root={datasets}", f"runs={runs}", "data.batch_size=8", "data.frames=8",
+        "encoder.widths=[4,8]", "encoder.depths=[1,1]", "encoder.strides=[[4,4,4],[2,2,2]]",
+        "encoder.kernels=[[3,3],[3,3]]",
+        "trainer.max_steps=6", "objective.warmup=2", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def probed(datasets, tmp_path_factory):
+    runs = tmp_path_factory.mktemp("runs")
+    for objective in ("jepa", "views"):
+        fit(arguments(datasets, runs, f"objective={objective}"))
+    probe.main(arguments(datasets, runs, "controls=[mean,statistics,random]", "probe.attentive.epochs=2"))
+    return runs
+
+
+def test_a_row_for_every_objective_probe_and_parameter(probed):
+    rows = read(probed / "dev" / "results.jsonl")
+    assert {(r.objective, r.probe, r.parameter) for r in rows} == {
+        (o, p, t) for o in ("mean", "statistics", "random", "jepa", "views") for p in ("ridge", "attentive")
+        for t in ("Reynolds", "Schmidt")
+    }  # fmt: skip
+    assert len(rows) == 20
+    for row in rows:
+        assert row.split == "test"
+        assert row.data == "shear_flow_tiny"
+        assert row.scale == "log10"
+        assert len(row.trajectories) == 12
+        assert row.n == 12 * 2
+        assert len(row.fingerprint) == 16
+        assert row.encoder == ("" if row.objective in {"mean", "statistics"} else "conv_tiny")
+        assert row.step == (6 if row.objective in {"jepa", "views"} else 0)
+    value = {(r.objective, r.probe, r.parameter): r.value for r in rows}
+    assert value["mean", "ridge", "Reynolds"] == pytest.approx(1.0, abs=1e-4), "predicting the mean scores 1"
+    assert value["statistics", "ridge", "Reynolds"] < 0.5
+
+
+def test_run_again_recomputes_nothing(probed, datasets, capsys, monkeypatch):
+    before = (probed / "dev" / "results.jsonl").read_bytes()
+    monkeypatch.setattr("physrep.probes.embed.embed", lambda *_: pytest.fail("embedded again"))
+    probe.main(arguments(datasets, probed, "controls=[mean,statistics,random]", "probe.attentive.epochs=2"))
+    assert "complete already" in capsys.readouterr().out
+    assert (probed / "dev" / "results.jsonl").read_bytes() == before
+
+
+def test_one_run_and_another_probe(probed, datasets):
+    (run,) = (probed / "dev").glob("*views*")
+    probe.main(arguments(datasets, probed, f"run={run}", "probe=knn"))
+    rows = [r for r in read(probed / "dev" / "results.jsonl") if r.probe == "knn"]
+    assert [(r.objective, r.parameter, r.run) for r in rows] == [
+        ("views", p, str(run)) for p in ("Reynolds", "Schmidt")
+    ]
+
+
+def test_unfinished_runs_are_skipped_or_refused(probed, datasets, tmp_path, capsys):
+    (run,) = (probed / "dev").glob("*jepa*")
+    copy = tmp_path / "runs" / "dev" / "copy"
+    shutil.copytree(run, copy)
+    (copy / "summary.json").unlink()
+    probe.main(arguments(datasets, tmp_path / "runs", "probe=ridge"))
+    assert "not finished, skipped" in capsys.readouterr().err
+    with pytest.raises(UserError, match="is not finished"):
+        probe.main(arguments(datasets, tmp_path / "runs", f"run={copy}", "probe=ridge"))
+
+
+def test_mistakes(probed, datasets, tmp_path):
+    cases = {
+        "holds no run; train one first": arguments(datasets, tmp_path),
+        "did you mean random": arguments(datasets, tmp_path, "controls=[randm]"),
+        "not a run folder": arguments(datasets, tmp_path, f"run={tmp_path}"),
+        "names no parameter to estimate": arguments(datasets, tmp_path, "controls=[mean]", "data.targets={}"),
+        "did you mean ridge": arguments(datasets, tmp_path, "probe=rigde"),
+    }
+    for said, argv in cases.items():
+        with pytest.raises(UserError, match=said) as error:
+            probe.main(argv)
+        assert "\n" not in str(error.value)
+    results = tmp_path / "dev" / "results.jsonl"
+    results.parent.mkdir(parents=True)
+    lines = (probed / "dev" / "results.jsonl").read_text().splitlines()
+    results.write_text(lines[0] + "\n" + lines[1][:50] + "\n")
+    with pytest.raises(UserError, match=r"results\.jsonl line 2: not a row"):
+        probe.main(arguments(datasets, tmp_path, "controls=[mean]", "probe=ridge"))
+
+
+def test_rows_are_plain_json(probed):
+    for line in (probed / "dev" / "results.jsonl").read_text().splitlines():
+        assert set(json.loads(line)) >= {"config", "commit", "key", "chosen"}
