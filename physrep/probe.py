@@ -71,12 +71,12 @@ def subjects(cfg: DictConfig) -> Iterator[Subject]:
             source = mean_source() if control == "mean" else statistics_source()
             yield Subject(source, data, cfg, "", 0)
     for folder in folders:
+        held = read_config(folder)
         if not (folder / "summary.json").exists():
             if cfg.run is not None:
                 raise UserError(f"{folder}: is not finished; run physrep.fit with its config again")
             print(f"{folder}: not finished, skipped", file=sys.stderr)
             continue
-        held = read_config(folder)
         data = build(held.data, seed=held.seed, root=cfg.data.get("root"))
         frozen = load(folder)
         mark = digest(frozen.digest(), source_code(frozen.objective, frozen.objective.encoder))

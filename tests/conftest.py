@@ -28,15 +28,16 @@ def waves(n: int, frames: int, shape: tuple[int, int], nu: float, seed: int) -> 
         for i in range(n):
             for k in (1, 2, 3):
                 a, b, c = rng.normal(size=3)
-                total[i] += a * np.exp(-nu * k * k * t) * np.sin(2 * np.pi * k * (x + y + 0.02 * c * t) + 6 * b)
+                total[i] += np.exp(-nu * k * k * t) * (
+                    a * np.sin(2 * np.pi * k * (x + 0.02 * c * t)) + b * np.sin(2 * np.pi * k * y + 6 * c)
+                )
         out[name] = total.astype(np.float32)
     return {"tracer": out["tracer"], "pressure": out["pressure"], "velocity": np.stack([out["u"], out["v"]], -1)}
 
 
-def write_dataset(
-    root: Path, name: str = "shear_flow_tiny", frames: int = 20, shape: tuple[int, int] = (16, 32)
-) -> Path:
+def write_dataset(root: Path, name: str = "shear_flow_tiny", boundaries: dict[str, str] | None = None) -> Path:
     """Write a dataset of 4 parameter pairs x (6, 3, 3) trajectories and return its folder."""
+    frames, shape = 20, (16, 32)
     coords = {"x": np.arange(shape[0]) / shape[0], "y": np.arange(shape[1]) / shape[1]}
     for i, (re, sc) in enumerate([(r, s) for r in (100.0, 400.0) for s in (0.5, 2.0)]):
         for j, (split, n) in enumerate(COUNTS.items()):
@@ -47,7 +48,7 @@ def write_dataset(
                 {"Reynolds": re, "Schmidt": sc},
                 coords,
                 np.arange(frames) * 0.2,
-                {"x": "PERIODIC", "y": "PERIODIC"},
+                boundaries or {"x": "PERIODIC", "y": "PERIODIC"},
             )
     return root / name
 
@@ -58,6 +59,13 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("datasets")
     write_dataset(root)
     return root
+
+
+@pytest.fixture
+def walled(tmp_path: Path) -> Path:
+    """A folder of datasets whose y axis ends in walls."""
+    write_dataset(tmp_path, boundaries={"x": "PERIODIC", "y": "WALL"})
+    return tmp_path
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from physrep.data import transforms
 from physrep.data.sampler import Key, WindowSampler, step_seed
 from physrep.data.stats import channel_statistics, fingerprint, scaled, theta_statistics
-from physrep.data.well import Array, Crop, WellSplit
+from physrep.data.well import Array, Crop, Header, WellSplit
 from physrep.errors import UserError, did_you_mean
 
 SPLITS = ("train", "valid", "test")
@@ -36,21 +36,44 @@ class Batch(TypedDict):
 
 
 class WindowDataset(Dataset[dict[str, Any]]):
-    """Reads the windows that a sampler's keys name; holds no state, so workers and resumed runs agree."""
+    """Reads the windows that a sampler's keys name; holds no state, so workers and resumed runs agree.
 
-    def __init__(self, split: WellSplit, theta: Array, frames: int, spans: int, stride: int, crop: Crop | None) -> None:
-        self.split, self.theta, self.frames, self.spans = split, theta.astype(np.float32), frames, spans
-        self.stride, self.crop = stride, crop
+    `crop` is {dim: [from, to]}. `loose` ({dim: cells}) is cut at a place that is a function of (seed, draw), anew for
+    every window of a sample; along the axes in `periodic` it wraps around.
+    """
+
+    def __init__(
+        self,
+        split: WellSplit,
+        theta: Array,
+        frames: int,
+        stride: int,
+        crop: dict[str, Sequence[int]],
+        loose: dict[str, int],
+        periodic: Sequence[str],
+        seed: int,
+    ) -> None:
+        self.split, self.theta, self.frames, self.stride = split, theta.astype(np.float32), frames, stride
+        self.crop, self.loose, self.periodic, self.seed = crop, loose, periodic, seed
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
         draw, trajectory, *starts = key
-        parts = [self.split.read(trajectory, t, self.frames * self.spans, self.stride, self.crop) for t in starts]
+        rng = np.random.default_rng(step_seed(self.seed, draw))
+        parts = [self.split.read(trajectory, t, self.frames, self.stride, self._place(rng)) for t in starts]
         clip = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
         if not np.isfinite(clip).all():
             path = self.split.locate(trajectory)[0].path
             raise UserError(f"{path}: NaN or infinity in the window that starts at frame {starts[0]}; "
                             "remove the file or write it again")  # fmt: skip
         return {"clip": clip, "theta": self.theta[trajectory], "trajectory": trajectory, "draw": draw}
+
+    def _place(self, rng: np.random.Generator) -> Crop:
+        grid = dict(zip(self.split.header.dims, self.split.header.shape, strict=True))
+        place = dict(self.crop)
+        for dim, size in self.loose.items():
+            start = int(rng.integers(grid[dim] if dim in self.periodic else grid[dim] - size + 1))
+            place[dim] = (start, start + size)
+        return place
 
 
 class WellDataModule(LightningDataModule):
@@ -87,7 +110,8 @@ class WellDataModule(LightningDataModule):
         self.name: str = name
         self.scales = dict(targets if targets is not None else self.targets)
         self.frames, self.stride, self.step, self.eval_step = frames, stride, step, eval_step or frames
-        self.crop, self.size, self.shift, self.cut, self.noise = crop, size, shift, cut or {}, noise
+        self.crop: dict[str, Sequence[int]] = dict(crop or {})
+        self.size, self.shift, self.cut, self.noise = size, shift, cut or {}, noise
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.clips: Clips = "one"
         self._resume = 0
@@ -104,8 +128,13 @@ class WellDataModule(LightningDataModule):
         for name, scale in self.scales.items():
             if scale not in {"log10", "linear"}:
                 raise UserError(f"data.targets.{name}: no such scale {scale!r}; choose log10 or linear")
-        for dim, (low, high) in (self.crop or {}).items():
-            grid = dict(zip(train.header.dims, train.header.shape, strict=True))
+        grid = dict(zip(train.header.dims, train.header.shape, strict=True))
+        for dim, size in self.cut.items():
+            if dim not in grid or not 0 < size <= grid[dim]:
+                raise UserError(f"data.cut.{dim}: {size} cells do not fit the grid {grid} of {self.folder}")
+            if dim in self.crop:
+                raise UserError(f"data.cut.{dim}: data.crop cuts {dim} already; give one of them")
+        for dim, (low, high) in self.crop.items():
             if dim not in grid or not 0 <= low < high <= grid[dim]:
                 raise UserError(f"data.crop.{dim}: [{low}, {high}] lies outside the grid {grid} of {self.folder}")
         return splits
@@ -118,7 +147,7 @@ class WellDataModule(LightningDataModule):
     @property
     def channels(self) -> list[str]:
         """The channels' names, [C]."""
-        return self.splits["train"].header.channels
+        return self.header.channels
 
     @cached_property
     def statistics(self) -> dict[str, list[float]]:
@@ -157,21 +186,24 @@ class WellDataModule(LightningDataModule):
         self._sampler.epoch, done = divmod(self._resume, len(self._sampler) // self.batch_size)
         self._sampler.skip = done * self.batch_size
 
-    def _dataset(self, split: str) -> WindowDataset:
+    def _dataset(self, split: str, augment: bool) -> WindowDataset:
         mean, std = (np.array(self.statistics[k]) for k in ("theta_mean", "theta_std"))
-        spans = 2 if self.clips == "next" else 1
-        theta = (self.theta(split) - mean) / std
-        return WindowDataset(self.splits[split], theta, self.frames, spans, self.stride, self.crop)
+        frames = self.frames * (2 if self.clips == "next" else 1)
+        theta, loose = (self.theta(split) - mean) / std, {}
+        if augment:
+            grid = dict(zip(self.header.dims, self.header.shape, strict=True))
+            loose = {dim: grid[dim] for dim in self.periodic if self.shift and dim not in self.crop} | self.cut
+        return WindowDataset(self.splits[split], theta, frames, self.stride, self.crop, loose, self.periodic, self.seed)
 
     def loader(self, split: str, windows: Array | None = None) -> DataLoader[dict[str, Any]]:
         """Return a loader over a split in the order of its files, every window once, `eval_step` frames apart."""
         windows = self.windows(split, self.eval_step) if windows is None else windows
         sampler = WindowSampler(windows, self.seed, self.clips == "pair", shuffle=False)
-        return self._loader(split, sampler, drop_last=False)
+        return self._loader(self._dataset(split, augment=False), sampler, drop_last=False)
 
-    def _loader(self, split: str, sampler: WindowSampler, drop_last: bool) -> DataLoader[dict[str, Any]]:
+    def _loader(self, dataset: WindowDataset, sampler: WindowSampler, drop_last: bool) -> DataLoader[dict[str, Any]]:
         return DataLoader(
-            self._dataset(split),
+            dataset,
             batch_size=self.batch_size,
             sampler=sampler,
             drop_last=drop_last,
@@ -182,7 +214,7 @@ class WellDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Return the training loader: shuffled windows, an order that is a function of (seed, epoch)."""
-        return self._loader("train", self._sampler, drop_last=True)
+        return self._loader(self._dataset("train", augment=True), self._sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Return the validation loader, in file order."""
@@ -193,35 +225,28 @@ class WellDataModule(LightningDataModule):
         return self.loader("test")
 
     def prepare_batch(self, raw: Mapping[str, Any], augment: bool) -> Batch:
-        """Turn a loader's raw batch into a Batch on its device; shifts and noise are functions of (seed, draw)."""
+        """Turn a loader's raw batch into a Batch on its device; in training with noise, a function of (seed, draw)."""
         clip = raw["clip"]
-        generator = torch.Generator().manual_seed(step_seed(self.seed, int(raw["draw"][0])))
-        if augment and (self.shift or self.cut):
-            dims = self.splits["train"].header.dims
-            sizes = {dims.index(d): n for d, n in self.cut.items()}
-            parts = clip.chunk(2, dim=2) if self.clips == "pair" else (clip,)
-            if self.shift:
-                parts = tuple(transforms.shift(p, self.periodic, generator) for p in parts)
-            clip = torch.cat([transforms.cut(p, sizes, generator) for p in parts], dim=2)
         clip = transforms.normalise(clip, self._mean.to(clip.device), self._std.to(clip.device))
         if self.size:
             clip = transforms.resize(clip, self.size)
         if augment and self.noise:
+            generator = torch.Generator().manual_seed(step_seed(self.seed, int(raw["draw"][0])))
             clip = transforms.add_noise(clip, self.noise, generator)
         return {"clip": clip, "theta": raw["theta"], "trajectory": raw["trajectory"]}
 
-    @cached_property
-    def periodic(self) -> list[int]:
-        """The grid axes along which a shift is a symmetry: periodic and not cropped."""
-        header = self.splits["train"].header
-        return [
-            i
-            for i, d in enumerate(header.dims)
-            if header.boundaries.get(d) == "PERIODIC" and d not in (self.crop or {})
-        ]
+    @property
+    def periodic(self) -> list[str]:
+        """The names of the periodic grid axes."""
+        return [dim for dim in self.header.dims if self.header.boundaries.get(dim) == "PERIODIC"]
+
+    @property
+    def header(self) -> Header:
+        """The header of the first training file, which speaks for all."""
+        return self.splits["train"].header
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Normalise, resize and, in training, shift and add noise where the batch now lies."""
+        """Normalise, resize and, in training, add noise where the batch now lies."""
         return self.prepare_batch(batch, augment=bool(self.trainer and self.trainer.training))
 
     def state_dict(self) -> dict[str, Any]:
@@ -236,7 +261,5 @@ class WellDataModule(LightningDataModule):
     def sizes(self) -> Sequence[int]:
         """Return the size [H, W] (or [X, Y, Z]) of what an encoder sees."""
         header = self.splits["train"].header
-        cut = [
-            range(n)[slice(*(self.crop or {}).get(d, (None,)))] for d, n in zip(header.dims, header.shape, strict=True)
-        ]
+        cut = [range(n)[slice(*self.crop.get(d, (None,)))] for d, n in zip(header.dims, header.shape, strict=True)]
         return self.size or [len(r) for r in cut]

@@ -1,8 +1,8 @@
-"""What happens to a batch on the device: normalise, resize, shift along periodic axes, add noise."""
+"""What happens to a batch on the device: normalise, resize, add noise."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -23,24 +23,6 @@ def resize(clip: Tensor, size: Sequence[int]) -> Tensor:
     flat: Tensor = F.interpolate(clip.flatten(1, 2), tuple(size), mode="bilinear", antialias=True)
     resized: Tensor = flat.unflatten(1, clip.shape[1:3])
     return resized
-
-
-def shift(clip: Tensor, axes: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Move every clip by a random number of cells along periodic grid axes (0 = H); clip [B, C, T, *S]."""
-    if not axes:
-        return clip
-    sizes = torch.tensor([clip.shape[3 + axis] for axis in axes])
-    steps = (torch.rand(len(clip), len(axes), generator=generator) * sizes).long().tolist()
-    return torch.stack([c.roll(by, [2 + axis for axis in axes]) for c, by in zip(clip, steps, strict=True)])
-
-
-def cut(clip: Tensor, sizes: Mapping[int, int], generator: torch.Generator) -> Tensor:
-    """Cut every clip at a random place to `sizes` cells along grid axes {axis: cells}; clip [B, C, T, *S]."""
-    for axis, size in sizes.items():
-        room = clip.shape[3 + axis] - size + 1
-        starts = (torch.rand(len(clip), generator=generator) * room).long().tolist()
-        clip = torch.stack([c.narrow(2 + axis, start, size) for c, start in zip(clip, starts, strict=True)])
-    return clip
 
 
 def add_noise(clip: Tensor, std: float, generator: torch.Generator) -> Tensor:

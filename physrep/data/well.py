@@ -213,25 +213,29 @@ class WellSplit:
         return np.concatenate(out).astype(np.int64)
 
     def read(self, trajectory: int, start: int, frames: int, stride: int = 1, crop: Crop | None = None) -> Array:
-        """Return one window of one trajectory, [C, T, S1..SD] float32; `crop` ({dim: [from, to]}) cuts at the read."""
+        """Return one window of one trajectory, [C, T, S1..SD] float32; `crop` ({dim: [from, to]}) cuts at the read.
+
+        A crop that ends beyond its axis goes on at the axis's beginning, as on a periodic domain.
+        """
         header, row = self.locate(trajectory)
-        cut = tuple(slice(*(crop or {}).get(dim, (None,))) for dim in header.dims)
-        shape = tuple(len(range(n)[c]) for n, c in zip(header.shape, cut, strict=True))
+        pieces = [_pieces(n, *(crop or {}).get(dim, (0, n))) for dim, n in zip(header.dims, header.shape, strict=True)]
+        shape = [sum(s.stop - s.start for s, _ in axis) for axis in pieces]
         out = np.empty((len(header.channels), frames, *shape), np.float32)
         file, at = self._open(header.path), 0
         for f in header.fields:
-            index: tuple[Any, ...] = (row,) * f.sample_varying
-            index += (slice(start, start + (frames - 1) * stride + 1),) * f.time_varying + cut
-            try:
-                values = file[f.path][index]
-            except OSError as error:
-                raise UserError(
-                    f"{header.path}: /{f.path} cannot be read ({error}); download or simulate it again"
-                ) from error
-            values = values[::stride] if f.time_varying else values[None]
-            width = len(header.dims) ** f.rank
-            flat = values.reshape(*values.shape[: 1 + len(header.dims)], width)
-            out[at : at + width] = np.moveaxis(flat, -1, 0)
+            data, width = file[f.path], len(header.dims) ** f.rank
+            head: tuple[Any, ...] = (row,) * f.sample_varying
+            head += (slice(start, start + (frames - 1) * stride + 1),) * f.time_varying
+            for places in itertools.product(*pieces):
+                try:
+                    values = data[(*head, *(source for source, _ in places))]
+                except OSError as error:
+                    raise UserError(
+                        f"{header.path}: /{f.path} cannot be read; download or simulate it again"
+                    ) from error
+                values = values[::stride] if f.time_varying else values[None]
+                flat = values.reshape(*values.shape[: 1 + len(header.dims)], width)
+                out[(slice(at, at + width), slice(None), *(target for _, target in places))] = np.moveaxis(flat, -1, 0)
             at += width
         return out
 
@@ -247,6 +251,14 @@ class WellSplit:
                 raise UserError(f"{path}: cannot be opened ({error}); download or simulate it again") from error
         self._handles.move_to_end(path)
         return self._handles[path]
+
+
+def _pieces(n: int, low: int, high: int) -> list[tuple[slice, slice]]:
+    """Return which cells of an axis of n to read, and where they go, for the cells low to high, modulo n."""
+    low, high = low % n, low % n + high - low
+    split = max(min(high, n) - low, 0)
+    pieces = [(slice(low, low + split), slice(0, split)), (slice(0, high - n), slice(split, high - low))]
+    return pieces if high > n else pieces[:1]
 
 
 def _check_alike(header: Header, first: Header) -> None:

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from physrep.data.module import WellDataModule
 from physrep.data.sampler import WindowSampler, step_seed
 from physrep.data.shear_flow import ShearFlow
-from physrep.data.transforms import resize, shift
+from physrep.data.transforms import resize
 from physrep.errors import UserError
 
 
@@ -146,33 +146,57 @@ def test_step_seed_tells_numbers_apart():
     assert step_seed(0) != step_seed(0, 0)
 
 
-def test_shift_rolls_each_clip_on_its_own():
-    clip = torch.randn(4, 2, 3, 6, 8)
-    got = shift(clip, [0, 1], torch.Generator().manual_seed(0))
-    found = []
-    for i in range(4):
-        match = [(a, b) for a in range(6) for b in range(8) if torch.equal(clip[i].roll((a, b), (2, 3)), got[i])]
-        assert len(match) == 1
-        found += match
-    assert len(set(found)) > 1
+@pytest.mark.parametrize("clips", ["next", "pair"])
+def test_training_windows_lie_at_random_places(datasets, clips):
+    """Every window is the file's, rolled along x (shift) and cut out of y, the same for both clips of `next`."""
+    data = make(datasets, clips, shift=True, cut={"y": 8})
+    every = everything(datasets, "train")
+    seen = []
+    loader = data.train_dataloader()
+    for key, raw in zip(iter(data._sampler), loader, strict=False):
+        assert raw["clip"].shape == (4, 4, 16, 16, 8)
+        _, trajectory, *starts = key
+        clip = loader.dataset[key]["clip"]
+        parts = [clip] if clips == "next" else [clip[:, :8], clip[:, 8:]]
+        for part, t in zip(parts, starts, strict=True):
+            whole = every[trajectory, :, t : t + part.shape[1]]
+            places = [(a, b) for a in range(16) for b in range(32)
+                      if np.array_equal(np.roll(whole[:, 0], (-a, -b), (1, 2))[..., :8], part[:, 0])]  # fmt: skip
+            assert len(places) == 1
+            a, b = places[0]
+            assert np.array_equal(np.roll(whole, (-a, -b), (2, 3))[..., :8], part)
+            seen += places
+    assert len(set(seen)) > len(seen) / 2
+    assert max(b for _, b in seen) > 24, "a cut wraps around a periodic axis"
+    raw = next(iter(data.val_dataloader()))
+    assert raw["clip"].shape[-2:] == (16, 32), "evaluation sees the whole grid"
 
 
-def test_training_is_augmented_evaluation_is_not(datasets):
-    data = make(datasets, shift=True, noise=0.5)
+def test_places_and_noise_are_functions_of_seed_and_draw(datasets):
+    def first(seed, noise):
+        data = make(datasets, shift=True, cut={"y": 8}, noise=noise, seed=seed)
+        return data.prepare_batch(next(iter(data.train_dataloader())), augment=True)["clip"]
+
+    assert torch.equal(first(0, 0.5), first(0, 0.5))
+    assert not torch.equal(first(0, 0.5), first(1, 0.5))
+    assert float((first(0, 0.5) - first(0, 0.0)).std()) == pytest.approx(0.5, rel=0.05)
+    data = make(datasets, noise=0.5)
     raw = next(iter(data.train_dataloader()))
-    plain, once, again = (data.prepare_batch(raw, augment=a)["clip"] for a in (False, True, True))
-    assert torch.equal(once, again), "noise is a function of (seed, draw)"
-    assert not torch.equal(plain, once)
-    quiet = make(datasets, shift=True, noise=0.0)
-    shifted = quiet.prepare_batch(raw, augment=True)["clip"]
-    assert torch.allclose(shifted.sum((3, 4)), plain.sum((3, 4)), atol=1e-3)
-    assert float((once - shifted).std()) == pytest.approx(0.5, rel=0.05)
+    assert torch.equal(data.prepare_batch(raw, augment=False)["clip"], data.prepare_batch(raw, augment=False)["clip"])
 
 
-def test_a_cropped_axis_is_not_shifted(datasets):
-    assert make(datasets).periodic == [0, 1]
-    assert make(datasets, crop={"y": [0, 16]}).periodic == [0]
+def test_a_wall_is_not_crossed(walled):
+    data = make(walled, shift=True, cut={"y": 30})
+    assert data.periodic == ["x"]
+    dataset = data.train_dataloader().dataset
+    places = [dataset._place(np.random.default_rng(i)) for i in range(50)]
+    assert {p["y"] for p in places} == {(0, 30), (1, 31), (2, 32)}
+    assert len({p["x"] for p in places}) > 10
+
+
+def test_sizes(datasets):
     assert make(datasets, crop={"y": [0, 16]}).sizes() == [16, 16]
+    assert make(datasets, crop={"y": [4, 16]}, size=[8, 8]).sizes() == [8, 8]
 
 
 def test_resize_is_bilinear_and_keeps_means():
@@ -194,6 +218,8 @@ def test_workers_read_the_same(datasets):
     [
         ({"crop": {"z": [0, 4]}}, "data.crop.z"),
         ({"crop": {"y": [0, 64]}}, "lies outside the grid"),
+        ({"cut": {"y": 33}}, "data.cut.y: 33 cells do not fit"),
+        ({"cut": {"y": 8}, "crop": {"y": [0, 16]}}, "data.cut.y: data.crop cuts y already"),
         ({"frames": 30}, "has 20 frames, a window needs 30"),
         ({"batch_size": 5000}, "is more than the"),
         ({"targets": {"Reynolds": "log"}}, "no such scale 'log'"),

@@ -36,6 +36,15 @@ def test_read_equals_slicing_by_hand(datasets):
     np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.parametrize("crop", [{"y": (28, 40)}, {"x": (10, 26), "y": (30, 62)}, {"x": (16, 20)}, {"y": (32, 64)}])
+def test_a_crop_wraps_around(datasets, crop):
+    split = WellSplit(datasets / "shear_flow_tiny" / "data" / "train")
+    whole = split.read(5, 2, 3)
+    index = {d: np.arange(*crop.get(d, (0, n))) % n for d, n in zip("xy", split.header.shape, strict=True)}
+    want = whole[:, :, index["x"]][..., index["y"]]
+    np.testing.assert_array_equal(split.read(5, 2, 3, crop=crop), want)
+
+
 def test_theta_and_windows(datasets):
     split = WellSplit(datasets / "shear_flow_tiny" / "data" / "valid")
     theta = split.theta(["Schmidt", "Reynolds"])

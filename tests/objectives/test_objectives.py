@@ -45,7 +45,7 @@ def test_learns_and_touches_every_weight(datasets, name):
             dead = [n for n, w in objective.named_parameters() if not w.grad.abs().max() > 0]
             assert not dead
         optimizer.step()
-        history.append(float(terms["loss"]))
+        history.append(terms["loss"].item())
     assert sum(history[-4:]) < 0.9 * sum(history[:4])
 
 

@@ -1,0 +1,51 @@
+"""Every shipped choice composes, builds and takes a step."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from physrep.config import build, compose
+from physrep.fit import main as fit
+
+
+def names(group):
+    return sorted(p.stem for p in Path("conf", group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", names("data"))
+def test_data(name):
+    data = build(compose([f"data={name}"]).data, seed=0)
+    assert data.frames >= 8
+    assert data.folder.parent.name == "datasets"
+
+
+@pytest.mark.parametrize("name", names("encoder"))
+def test_encoder(name):
+    with torch.device("meta"):
+        encoder = build(compose([f"encoder={name}"]).encoder, channels=4)
+        features = encoder(torch.randn(2, 4, 16, 64, 64))
+    assert features.shape[:2] == (2, encoder.width)
+
+
+@pytest.mark.parametrize("name", names("trainer"))
+def test_trainer(name):
+    if name == "gpu" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    trainer = build(compose([f"trainer={name}"]).trainer, logger=False, enable_progress_bar=False)
+    assert trainer.max_steps > 0
+
+
+@pytest.mark.parametrize("name", names("probe"))
+def test_probe(name):
+    probe = build(compose([f"probe={name}"]).probe[name])
+    assert probe.needs in {"pooled", "tokens"}
+
+
+@pytest.mark.parametrize("experiment", sorted(p.stem for p in Path("experiments").glob("*.yaml")))
+@pytest.mark.parametrize("objective", names("objective"))
+def test_every_experiment_takes_a_step(experiment, objective, datasets, tmp_path, capsys):
+    fit([f"experiment={experiment}", f"objective={objective}", "data=shear_flow_tiny", f"data.root={datasets}",
+         "data.frames=8", "encoder.strides=[[2,4,4],[2,2,2],[2,1,1]]", "encoder.stem=[2,4,4]", "data.cut=null",
+         "--dry-run"])  # fmt: skip
+    assert "losses loss" in capsys.readouterr().out
