@@ -114,7 +114,6 @@ class WellDataModule(LightningDataModule):
         self.size, self.shift, self.cut, self.noise = size, shift, cut or {}, noise
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.clips: Clips = "one"
-        self._resume = 0
 
     @cached_property
     def splits(self) -> dict[str, WellSplit]:
@@ -183,8 +182,6 @@ class WellDataModule(LightningDataModule):
             raise UserError(
                 f"data.batch_size: {self.batch_size} is more than the {n} windows of {self.folder}; lower it"
             )
-        self._sampler.epoch, done = divmod(self._resume, len(self._sampler) // self.batch_size)
-        self._sampler.skip = done * self.batch_size
 
     def _dataset(self, split: str, augment: bool) -> WindowDataset:
         mean, std = (np.array(self.statistics[k]) for k in ("theta_mean", "theta_std"))
@@ -255,8 +252,9 @@ class WellDataModule(LightningDataModule):
         return {"batches": self.trainer.fit_loop.epoch_loop.batch_progress.total.processed}  # type: ignore[attr-defined]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Enter the epoch after the batches already seen; runs before the loader's iterator exists."""
-        self._resume = state_dict["batches"]
+        """Enter the epoch after the batches already seen; Lightning calls it after `setup`, before it iterates."""
+        self._sampler.epoch, done = divmod(state_dict["batches"], len(self._sampler) // self.batch_size)
+        self._sampler.skip = done * self.batch_size
 
     def sizes(self) -> Sequence[int]:
         """Return the size [H, W] (or [X, Y, Z]) of what an encoder sees."""

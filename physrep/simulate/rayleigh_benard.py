@@ -145,7 +145,8 @@ class RayleighBenard:
         minus_laplacian = eye * self.k[:, None, None] ** 2 - d2[INNER, INNER]
 
         def inverse(diffusivity: Tensor) -> Tensor:
-            return torch.linalg.inv(eye + GAMMA * step * diffusivity[:, None, None, None] * minus_laplacian)
+            matrix: Tensor = eye + GAMMA * step * diffusivity[:, None, None, None] * minus_laplacian
+            return matrix.inverse()
 
         of_s, of_f = inverse(conductivity), inverse(viscosity)
         from_plates = GAMMA * step * viscosity[:, None, None, None] * (of_f @ d2[INNER][:, [0, -1]])
