@@ -21,6 +21,7 @@ from physrep.errors import UserError, did_you_mean
 Array = NDArray[Any]
 Crop = Mapping[str, Sequence[int]]
 OPEN_FILES = 64
+LONG_RUN = 1024  # cells: shorter runs are read faster as whole frames and cut in memory
 
 
 @dataclass(frozen=True)
@@ -226,16 +227,19 @@ class WellSplit:
             data, width = file[f.path], len(header.dims) ** f.rank
             head: tuple[Any, ...] = (row,) * f.sample_varying
             head += (slice(start, start + (frames - 1) * stride + 1),) * f.time_varying
-            for places in itertools.product(*pieces):
-                try:
-                    values = data[(*head, *(source for source, _ in places))]
-                except OSError as error:
-                    raise UserError(
-                        f"{header.path}: /{f.path} cannot be read; download or simulate it again"
-                    ) from error
+            try:
+                if _run(header.shape, pieces) * width >= LONG_RUN:
+                    blocks = [(data[(*head, *(source for source, _ in p))], p) for p in itertools.product(*pieces)]
+                else:
+                    whole = data[head]
+                    blocks = [(whole[(..., *(source for source, _ in p), *(slice(None),) * f.rank)], p)
+                              for p in itertools.product(*pieces)]  # fmt: skip
+            except OSError as error:
+                raise UserError(f"{header.path}: /{f.path} cannot be read; download or simulate it again") from error
+            for values, place in blocks:
                 values = values[::stride] if f.time_varying else values[None]
                 flat = values.reshape(*values.shape[: 1 + len(header.dims)], width)
-                out[(slice(at, at + width), slice(None), *(target for _, target in places))] = np.moveaxis(flat, -1, 0)
+                out[(slice(at, at + width), slice(None), *(target for _, target in place))] = np.moveaxis(flat, -1, 0)
             at += width
         return out
 
@@ -259,6 +263,17 @@ def _pieces(n: int, low: int, high: int) -> list[tuple[slice, slice]]:
     split = max(min(high, n) - low, 0)
     pieces = [(slice(low, low + split), slice(0, split)), (slice(0, high - n), slice(split, high - low))]
     return pieces if high > n else pieces[:1]
+
+
+def _run(shape: Sequence[int], pieces: Sequence[Sequence[tuple[slice, slice]]]) -> int:
+    """Return how many cells of the cut lie side by side in the file, at the least."""
+    run = 1
+    for n, axis in zip(reversed(shape), reversed(pieces), strict=True):
+        shortest = min(source.stop - source.start for source, _ in axis)
+        run *= shortest
+        if shortest < n:
+            break
+    return run
 
 
 def _check_alike(header: Header, first: Header) -> None:
