@@ -6,6 +6,7 @@ The run's folder is a function of the config: the same command continues what wa
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from physrep import errors
-from physrep.config import build, cli
+from physrep.config import build, cli, config_hash
+from physrep.errors import UserError
 
 if TYPE_CHECKING:
     from physrep.data.module import WellDataModule
@@ -32,25 +34,31 @@ def main(argv: Sequence[str]) -> None:
 
 
 def assemble(cfg: DictConfig) -> tuple[WellDataModule, Objective]:
-    """Build data module and objective of a config; weights are a function of the seed."""
+    """Build data module and objective of a config, and try the encoder on the clips' sizes; weights follow the seed."""
     import torch
 
     data: WellDataModule = build(cfg.data, seed=cfg.seed)
     torch.manual_seed(cfg.seed)
     encoder = build(cfg.encoder, channels=len(data.channels))
     objective: Objective = build(cfg.objective, encoder=encoder, seed=cfg.seed)
-    data.clips = objective.clips
+    objective.config, data.clips = config_hash(cfg), objective.clips
+    data.setup("fit")
+    cut = [data.cut.get(dim, n) for dim, n in zip(data.header.dims, data.grid(), strict=True)]
+    with torch.inference_mode():
+        for grid in {tuple(data.size or data.grid()), tuple(data.size or cut)}:
+            objective.encode(torch.zeros(1, len(data.channels), data.frames, *grid))
     return data, objective
 
 
 def fit(cfg: DictConfig) -> Path:
-    """Train a config to its end, from where it was left, and return its run folder."""
+    """Train a config to its end, from where it was left, and return its run folder; a mistake leaves no folder."""
     import logging
     import warnings
 
-    from physrep.run import open_run, read_checkpoint, record_provenance, write_text
+    from physrep.files import write_text
+    from physrep.run import last_checkpoint, record_provenance, run_folder
 
-    folder = open_run(cfg)
+    folder = run_folder(cfg)
     summary, last = folder / "summary.json", folder / "checkpoints" / "last.ckpt"
     if summary.exists():
         print(f"{folder}: done already")
@@ -58,16 +66,19 @@ def fit(cfg: DictConfig) -> Path:
     data, objective = assemble(cfg)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
-    step = read_checkpoint(last)["global_step"] if last.exists() else 0
-    record_provenance(folder, data.fingerprint, step)
+    step = int(last_checkpoint(folder, cfg)["global_step"]) if last.exists() else 0
     trainer = make_trainer(cfg, folder, data, step)
-    print(f"{folder}: {'resumes at step ' + str(step) if step else 'starts'}, {describe(objective)}", file=sys.stderr)
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    record_provenance(folder, data.fingerprint, step)
+    print(f"{folder}: {f'resumes at step {step}' if step else 'starts'}, {describe(objective)}", file=sys.stderr)
     began = time.monotonic()
     trainer.fit(objective, datamodule=data, ckpt_path=str(last) if step else None, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
     trainer.save_checkpoint(last)
-    metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+    if trainer.global_step % trainer.val_check_batch:
+        trainer.validate(objective, datamodule=data, verbose=False)
+    metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if math.isfinite(v)}
     write_text(summary, json.dumps({"step": trainer.global_step, "metrics": metrics}, indent=1))
     shown = ", ".join(f"{k} {v:.3g}" for k, v in metrics.items() if k in {"valid/loss", "probe/mse", "rank/effective"})
     print(f"{folder}: {trainer.global_step} steps in {time.monotonic() - began:.0f} s; {shown}")
@@ -75,7 +86,7 @@ def fit(cfg: DictConfig) -> Path:
 
 
 def make_trainer(cfg: DictConfig, folder: Path, data: WellDataModule, step: int) -> Any:
-    """Build Lightning's trainer with the run's loggers, monitors and checkpoints."""
+    """Build Lightning's trainer with the run's loggers, monitors and checkpoints; nothing is written yet."""
     from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
     from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -90,12 +101,13 @@ def make_trainer(cfg: DictConfig, folder: Path, data: WellDataModule, step: int)
         save_on_train_epoch_end=False,
         enable_version_counter=False,
     )
-    board = TensorBoardLogger(folder, name="", version="tb", purge_step=step)
-    board.experiment.add_text("config", f"```yaml\n{OmegaConf.to_yaml(cfg, resolve=True)}```", step)
-    return build(
+    trainer = build(
         cfg.trainer,
         callbacks=[checkpoints, OnlineProbe(list(data.scales), data.frames), LearningRateMonitor(), progress()],
-        logger=[board, MetricsCsv(folder / "metrics.csv", step)],
+        logger=[
+            TensorBoardLogger(folder, name="", version="tb", purge_step=step),
+            MetricsCsv(folder / "metrics.csv", step),
+        ],
         plugins=[AtomicCheckpoints()],
         default_root_dir=folder,
         use_distributed_sampler=False,
@@ -103,6 +115,9 @@ def make_trainer(cfg: DictConfig, folder: Path, data: WellDataModule, step: int)
         num_sanity_val_steps=0,
         enable_model_summary=False,
     )
+    if trainer.world_size > 1:
+        raise UserError("trainer.devices: more than one process is not supported yet; set trainer.devices=1")
+    return trainer
 
 
 def describe(objective: Objective) -> str:
@@ -112,11 +127,10 @@ def describe(objective: Objective) -> str:
 
 
 def dry_run(cfg: DictConfig) -> None:
-    """Build everything, take two steps and print shapes, memory and the time that the run will take."""
+    """Build everything, compute a gradient twice and print shapes, memory and the time that the run will take."""
     import resource
 
     data, objective = assemble(cfg)
-    data.setup("fit")
     batch = data.prepare_batch(next(iter(data.train_dataloader())), augment=True)
     print(f"clip {list(batch['clip'].shape)} (B, C, T, H, W): {', '.join(data.channels)}")
     print(f"theta {list(batch['theta'].shape)}: {', '.join(f'{k} ({v})' for k, v in data.scales.items())}")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,68 +32,90 @@ def main(argv: Sequence[str]) -> None:
     unknown = [c for c in cfg.controls if c not in CONTROLS]
     if unknown:
         raise UserError(f"controls: no such control {unknown[0]!r}{errors.did_you_mean(unknown[0], CONTROLS)}")
-    results = Path(cfg.runs) / cfg.experiment / "results.jsonl"
-    made = 0
-    for subject in subjects(cfg):
-        made += score(subject, cfg.probe, results)
+    folder = Path(cfg.run).parent if cfg.run else Path(cfg.runs) / cfg.experiment
+    changes = [a.partition("=")[0] for a in argv if a.startswith("data.")]
+    results, made = folder / "results.jsonl", 0
+    for subject in subjects(cfg, folder, changes):
+        made += score(subject, cfg, results)
     print(f"{results}: {made} rows added" if made else f"{results}: complete already")
 
 
+@dataclass(frozen=True)
 class Subject:
     """One thing to probe: a source of embeddings, the data it is probed on and what its rows say of it."""
 
-    def __init__(self, source: Source, data: WellDataModule, cfg: DictConfig, run: str, step: int) -> None:
-        self.source, self.data, self.cfg, self.run, self.step = source, data, cfg, run, step
+    source: Source
+    data: WellDataModule
+    cfg: DictConfig
+    run: str = ""
+    step: int = 0
 
 
-def subjects(cfg: DictConfig) -> Iterator[Subject]:
-    """Yield the controls of the config, then its run or the finished runs of its experiment."""
+def subjects(cfg: DictConfig, folder: Path, changes: Sequence[str]) -> Iterator[Subject]:
+    """Yield the controls and the runs: that of the config or the finished ones in the experiment's folder.
+
+    Controls are made for the data, encoder and seed of every run, or of the config where there is no run. What the
+    command line says of the data (`changes`) holds for all of them.
+    """
+    from physrep.run import read_config
+
+    held = {}
+    for run in [Path(cfg.run)] if cfg.run else sorted(p.parent for p in folder.glob("*/config.yaml")):
+        config = read_config(run, cfg.allow)
+        for key in changes:
+            OmegaConf.update(config, key, OmegaConf.select(cfg, key), force_add=True)
+        if (run / "summary.json").exists():
+            held[run] = config
+        elif cfg.run:
+            raise UserError(f"{run}: is not finished; run physrep.fit with its config again")
+        else:
+            print(f"{run}: not finished, skipped", file=sys.stderr)
+    if not held and not cfg.controls:
+        raise UserError(f"{folder}: holds no finished run; train one first: python -m physrep.fit "
+                        f"experiment={cfg.experiment}")  # fmt: skip
+    made: list[Any] = []
+    for config in list(held.values()) or [cfg]:
+        for control in cfg.controls:
+            of = [control, config.data, *([config.encoder, config.seed] if control == "random" else [])]
+            if of not in made:
+                made.append(of)
+                yield control_subject(control, config)
+    for run, config in held.items():
+        yield run_subject(run, config, cfg.allow)
+
+
+def control_subject(control: str, cfg: DictConfig) -> Subject:
+    """Make a control: predicting the mean, hand-made statistics, or the encoder untrained."""
     import torch
 
     from physrep.objectives.base import Objective
     from physrep.probes.embed import Source, mean_source, source_code, statistics_source
-    from physrep.run import digest, load, read_config
+    from physrep.run import digest
 
-    if cfg.run is None:
-        folders = sorted(p.parent for p in (Path(cfg.runs) / cfg.experiment).glob("*/config.yaml"))
-    else:
-        folders = [Path(cfg.run)]
-    if not folders and not cfg.controls:
-        raise UserError(f"{cfg.runs}/{cfg.experiment}: holds no run; train one first: python -m physrep.fit "
-                        f"experiment={cfg.experiment}")  # fmt: skip
-    for control in cfg.controls:
-        data = build(cfg.data, seed=cfg.seed)
-        if control == "random":
-            torch.manual_seed(cfg.seed)
-            encoder = build(cfg.encoder, channels=len(data.channels)).eval()
-            code = source_code(encoder)
-            mark = digest("random", OmegaConf.to_container(cfg.encoder), cfg.seed, code, torch.__version__)
-            yield Subject(Source("random", cfg.choices.encoder, Objective(encoder).encode, mark), data, cfg, "", 0)
-        else:
-            source = mean_source() if control == "mean" else statistics_source()
-            yield Subject(source, data, cfg, "", 0)
-    for folder in folders:
-        held = read_config(folder)
-        if not (folder / "summary.json").exists():
-            if cfg.run is not None:
-                raise UserError(f"{folder}: is not finished; run physrep.fit with its config again")
-            print(f"{folder}: not finished, skipped", file=sys.stderr)
-            continue
-        data = build(held.data, seed=held.seed, root=cfg.data.get("root"))
-        frozen = load(folder)
-        mark = digest(frozen.digest(), source_code(frozen.objective, frozen.objective.encoder))
-
-        def encode(clip: torch.Tensor, frozen: Any = frozen) -> torch.Tensor:
-            tokens: torch.Tensor = frozen.encode(clip, normalised=True)
-            return tokens
-
-        source = Source(held.choices.objective, held.choices.encoder, encode, mark)
-        yield Subject(source, data, held, str(folder), frozen.step)
+    data = build(cfg.data, seed=cfg.seed)
+    if control != "random":
+        return Subject(mean_source() if control == "mean" else statistics_source(), data, cfg)
+    torch.manual_seed(cfg.seed)
+    encoder = build(cfg.encoder, channels=len(data.channels)).eval()
+    mark = digest("random", OmegaConf.to_container(cfg.encoder), cfg.seed, source_code(encoder), torch.__version__)
+    return Subject(Source("random", cfg.choices.encoder, Objective(encoder).encode, mark), data, cfg)
 
 
-def score(subject: Subject, probes: DictConfig, results: Path) -> int:
-    """Fit every probe on a subject that has no row yet, append the rows, and return how many."""
-    from physrep.probes.embed import embed
+def run_subject(run: Path, cfg: DictConfig, allow: Sequence[str]) -> Subject:
+    """Take the frozen encoder of a finished run."""
+    from physrep.probes.embed import Source, source_code
+    from physrep.run import digest, load
+
+    frozen = load(run, allow)
+    mark = digest(frozen.digest(), source_code(frozen.objective, frozen.objective.encoder))
+    encode = partial(frozen.encode, normalised=True)
+    source = Source(cfg.choices.objective, cfg.choices.encoder, encode, mark)
+    return Subject(source, build(cfg.data, seed=cfg.seed), cfg, str(run), frozen.step)
+
+
+def score(subject: Subject, asked: DictConfig, results: Path) -> int:
+    """Fit every probe asked for on a subject that has no row yet, append the rows, and return how many."""
+    from physrep.probes.embed import embed, source_code
     from physrep.results import append, make_rows, read
     from physrep.run import commit, digest
 
@@ -100,18 +124,23 @@ def score(subject: Subject, probes: DictConfig, results: Path) -> int:
         raise UserError(f"data.targets: {data.name} names no parameter to estimate; give data.targets.NAME=log10")
     data.setup("probe")
     known = {row.key for row in read(results)} if results.exists() else set()
+    protocol = [data.frames, data.stride, data.eval_step, data.crop, data.size, data.scales, data.statistics]
     features: dict[str, Any] = {}
     made = 0
-    for name, node in ((str(n), node) for n, node in probes.items()):
-        windows = [data.frames, data.stride, data.eval_step, data.crop, data.size, data.scales]
-        key = digest(source.digest, data.fingerprint, name, OmegaConf.to_container(node), source.objective,
-                     windows, cfg.seed)  # fmt: skip
-        if all(f"{key}/{parameter}" in known for parameter in data.scales):
+    for name, node in ((str(n), node) for n, node in asked.probe.items()):
+        probe = build(node)
+        of = [source.objective, source.digest, data.fingerprint, protocol, cfg.seed]
+        key = digest(of, name, OmegaConf.to_container(node), source_code(probe))
+        done = all(f"{key}/{parameter}" in known for parameter in data.scales)
+        if asked.dry_run:
+            counts = ", ".join(f"{len(data.windows(s, data.eval_step))} {s}" for s in ("train", "valid", "test"))
+            print(f"{subject.run or source.objective}: {name} on {counts} windows, {'done' if done else 'to do'}")
+        if done or asked.dry_run:
             continue
         if not features:
             features = {s: embed(source, data, s, results.parent / "embeddings") for s in ("train", "valid", "test")}
         print(f"{source.objective}: {name}", file=sys.stderr, flush=True)
-        predictor = build(node).fit(features["train"], features["valid"])
+        predictor = probe.fit(features["train"], features["valid"])
         test = features["test"]
         rows = make_rows(
             predictor(test), test.theta, test.trajectory,

@@ -6,7 +6,6 @@ Reads <runs>/<experiment>/results.jsonl (or results=FILE) and writes table.md, t
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 from physrep import errors
 from physrep.config import cli
 from physrep.errors import UserError
+from physrep.files import whole, write_text
 
 if TYPE_CHECKING:
     from physrep.tables import Section
@@ -40,16 +40,14 @@ def main(argv: Sequence[str]) -> None:
 def write(sections: Sequence[Section], out: Path) -> list[Path]:
     """Write table.md, table.csv and a figure a section into a folder, each whole or not at all; return their paths."""
     from physrep.figures import predictions
-    from physrep.run import write_text
     from physrep.tables import as_csv, markdown
 
     names = [f"predictions{f'_{i}' if len(sections) > 1 else ''}.png" for i in range(1, len(sections) + 1)]
     write_text(out / "table.md", markdown(sections, names))
     write_text(out / "table.csv", as_csv(sections))
     for section, name in zip(sections, names, strict=True):
-        temporary = out / f".{name}.{os.getpid()}"
-        predictions(section).savefig(temporary, format="png", dpi=200)
-        temporary.replace(out / name)
+        with whole(out / name) as temporary:
+            predictions(section).savefig(temporary, format="png", dpi=200)
     return [out / name for name in ("table.md", "table.csv", *names)]
 
 

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from physrep.errors import UserError
-from physrep.run import write_text
+from physrep.files import write_text
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pickle
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -18,8 +19,9 @@ from zipfile import BadZipFile
 from omegaconf import DictConfig, OmegaConf
 
 import physrep
-from physrep.config import build, config_hash, diff, run_name
+from physrep.config import build, check, config_hash, diff, run_name
 from physrep.errors import UserError
+from physrep.files import read_yaml, write_text
 
 if TYPE_CHECKING:
     from physrep.frozen import Frozen
@@ -27,36 +29,32 @@ if TYPE_CHECKING:
 PACKAGES = ("torch", "lightning", "torchmetrics", "h5py", "numpy", "omegaconf", "timm")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
-def open_run(cfg: DictConfig) -> Path:
-    """Return the config's run folder, made if absent. Raises UserError if it holds another config."""
+def run_folder(cfg: DictConfig) -> Path:
+    """Return where a config's run lies; makes nothing. Raises UserError if a run of another config lies there."""
     folder = Path(str(cfg.runs), str(cfg.experiment), run_name(cfg))
-    place = folder / "config.yaml"
-    if place.exists():
-        held = read_config(folder)
+    if (folder / "config.yaml").exists():
+        held = read_config(folder, cfg.allow)
         if config_hash(held) != config_hash(cfg):
             changes = "; ".join(diff(held, cfg))
             raise UserError(f"{folder}: holds a run of another config ({changes}); choose another name with run=NAME "
                             "or delete the folder")  # fmt: skip
-    else:
-        write_text(place, OmegaConf.to_yaml(cfg, resolve=True))
     return folder
 
 
-def read_config(folder: Path) -> DictConfig:
-    """Return the config that a run folder holds. Raises UserError if it holds none."""
+def read_config(folder: Path, allow: Sequence[str] = ()) -> DictConfig:
+    """Return the config that a run folder holds, checked; what it may import is for the caller to `allow`, not for it.
+
+    Raises UserError if the folder holds no config, or one that does not fit the code.
+    """
     place = folder / "config.yaml"
     if not place.exists():
         raise UserError(f"{folder}: not a run folder (no config.yaml); name one that physrep.fit wrote, as run=FOLDER")
-    cfg = OmegaConf.load(place)
-    assert isinstance(cfg, DictConfig)
+    remedy = "delete the run folder and train again"
+    cfg = OmegaConf.create(read_yaml(place, remedy) | {"allow": list(allow)})
+    missing = [key for key in ("data", "encoder", "objective", "seed", "choices") if key not in cfg]
+    if missing:
+        raise UserError(f"{place}: has no key {missing[0]}; {remedy}")
+    check(cfg)
     return cfg
 
 
@@ -77,7 +75,10 @@ def _git(*words: str) -> str:
 def record_provenance(folder: Path, fingerprint: str, step: int) -> None:
     """Note in provenance.json what this start runs on: code, packages, data, command; a resumed run adds a start."""
     place = folder / "provenance.json"
-    known: dict[str, Any] = json.loads(place.read_text()) if place.exists() else {"starts": []}
+    try:
+        known: dict[str, Any] = json.loads(place.read_text()) if place.exists() else {"starts": []}
+    except ValueError as error:
+        raise UserError(f"{place}: not JSON; delete it") from error
     if known["starts"] and known["fingerprint"] != fingerprint:
         raise UserError(f"{folder}: began on other data (fingerprint {known['fingerprint']}, now {fingerprint}); "
                         "choose another name with run=NAME or delete the folder")  # fmt: skip
@@ -110,25 +111,33 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return contents
 
 
-def load(run: str | Path) -> Frozen:
-    """Return a run's frozen encoder with its normaliser: `load(run).encode(clip)` takes a user's own raw arrays."""
+def last_checkpoint(folder: Path, cfg: DictConfig) -> dict[str, Any]:
+    """Return a run's last checkpoint. Raises UserError if it is missing, damaged, foreign or of another config."""
+    place = folder / "checkpoints" / "last.ckpt"
+    checkpoint = read_checkpoint(place)
+    if "physrep" not in checkpoint:
+        raise UserError(f"{place}: was not written by physrep.fit; delete it and train the run again")
+    if checkpoint["physrep"]["config"] != config_hash(cfg):
+        raise UserError(
+            f"{place}: is of another config than {folder}/config.yaml; train the run in a folder of its own"
+        )
+    return checkpoint
+
+
+def load(run: str | Path, allow: Sequence[str] = ()) -> Frozen:
+    """Return a run's frozen encoder with its normaliser: `load(run).encode(clip)` takes a user's own raw arrays.
+
+    Packages beside physrep's own that the run's config may import are named in `allow`. Raises UserError where the
+    run is not whole.
+    """
     from physrep.frozen import Frozen
 
     folder = Path(run)
-    cfg = read_config(folder)
-    checkpoint = read_checkpoint(folder / "checkpoints" / "last.ckpt")
-    if "physrep" not in checkpoint:
-        raise UserError(f"{folder}/checkpoints/last.ckpt: was not written by physrep.fit; train the run again")
+    cfg = read_config(folder, allow)
+    checkpoint = last_checkpoint(folder, cfg)
     meta = checkpoint["physrep"]
     objective = build(cfg.objective, encoder=build(cfg.encoder, channels=len(meta["channels"])), seed=cfg.seed)
-    wanted, held = objective.state_dict(), checkpoint["state_dict"]
-    wrong = sorted(
-        k for k in wanted.keys() | held.keys() if k not in wanted or k not in held or wanted[k].shape != held[k].shape
-    )
-    if wrong:
-        raise UserError(f"{folder}/checkpoints/last.ckpt: is of another config than {folder}/config.yaml "
-                        f"({len(wrong)} weights differ, first {wrong[0]}); train it again elsewhere")  # fmt: skip
-    objective.load_state_dict(held, strict=True)
+    objective.load_state_dict(checkpoint["state_dict"], strict=True)
     return Frozen(objective, meta, step=int(checkpoint["global_step"]))
 
 

@@ -56,12 +56,12 @@ def test_a_run_folder_holds_everything(finished):
     names = {r["name"] for r in rows}
     assert names >= {"train/loss", "valid/loss", "probe/Reynolds", "probe/Schmidt", "probe/mse", "rank/effective",
                      "std/between", "std/within"}  # fmt: skip
-    assert [int(r["step"]) for r in rows if r["name"] == "valid/loss"] == [4, 9]
+    assert [int(r["step"]) for r in rows if r["name"] == "valid/loss"] == [4, 9, 12]
     provenance = json.loads((finished / "provenance.json").read_text())
     assert len(provenance["fingerprint"]) == 16
     assert provenance["starts"][0]["packages"]["torch"] == version("torch")
     assert json.loads((finished / "summary.json").read_text())["step"] == 12
-    assert len(list((finished / "tb").glob("events*"))) == 1
+    assert list((finished / "tb").glob("events*"))
 
 
 def test_a_finished_run_is_left_alone(finished, datasets, capsys):
@@ -172,18 +172,48 @@ def test_exit_code_two_and_no_traceback(datasets, tmp_path):
         assert done.stderr.startswith("physrep: ")
 
 
-def test_full_disk_is_one_line(datasets, tmp_path):
-    if not Path("/dev/full").exists():
-        pytest.skip("needs /dev/full")
-    from physrep.callbacks.record import AtomicCheckpoints
+def test_a_mistake_leaves_no_folder(datasets, tmp_path):
+    for more in (["data.frames=4"], ["trainer.devices=2"], ["trainer.devices=0"], ["objective.hidden=0.5"]):
+        with pytest.raises(UserError) as error:
+            main(arguments(datasets, tmp_path / "runs", *more))
+        assert "\n" not in str(error.value)
+        assert not (tmp_path / "runs").exists()
 
-    with pytest.raises(OSError, match="No space left"), Path("/dev/full").open("w") as full:
-        full.write("x" * 100_000)
-        full.flush()
-    folder = tmp_path / "no"
-    folder.write_text("")
-    with pytest.raises(OSError):
-        AtomicCheckpoints().save_checkpoint({}, folder / "last.ckpt")
+
+def test_a_foreign_checkpoint_is_not_resumed(finished, datasets, tmp_path):
+    folder = tmp_path / "runs" / "dev" / finished.name
+    shutil.copytree(finished, folder)
+    (folder / "summary.json").unlink()
+    other = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    other["physrep"]["config"] = "00000000"
+    torch.save(other, folder / "checkpoints" / "last.ckpt")
+    with pytest.raises(UserError, match="is of another config"):
+        main(arguments(datasets, tmp_path / "runs", "objective=jepa", "data.noise=0.1"))
+
+
+def test_a_dataset_without_targets_can_be_trained_on(datasets, tmp_path):
+    main(arguments(datasets, tmp_path, "data=well", "data.name=shear_flow_tiny", "trainer.max_steps=2"))
+    with (only_run(tmp_path) / "metrics.csv").open() as f:
+        names = {r["name"] for r in csv.DictReader(f)}
+    assert "rank/effective" in names
+    assert "probe/mse" not in names
+
+
+def test_objectives_are_plain_lightning(datasets):
+    """In a user's own script: a Trainer, the data module, and no run folder."""
+    from lightning.pytorch import Trainer
+
+    from physrep.data.shear_flow import ShearFlow
+    from physrep.encoders.conv import ConvEncoder
+    from physrep.objectives.jepa import Jepa
+
+    data = ShearFlow("shear_flow_tiny", root=str(datasets), frames=8, batch_size=4)
+    encoder = ConvEncoder(4, (4, 8), (1, 1), (4, 4, 4), ((4, 4, 4), (2, 2, 2)), ((3, 3), (3, 3)))
+    trainer = Trainer(
+        max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    trainer.fit(Jepa(encoder), datamodule=data)
+    assert data.clips == "next", "the data module serves what the objective asks for"
 
 
 def test_damaged_and_foreign_checkpoints(finished, tmp_path):

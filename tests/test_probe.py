@@ -73,7 +73,8 @@ def test_unfinished_runs_are_skipped_or_refused(probed, datasets, tmp_path, caps
     copy = tmp_path / "runs" / "dev" / "copy"
     shutil.copytree(run, copy)
     (copy / "summary.json").unlink()
-    probe.main(arguments(datasets, tmp_path / "runs", "probe=ridge"))
+    with pytest.raises(UserError, match="holds no finished run"):
+        probe.main(arguments(datasets, tmp_path / "runs", "probe=ridge"))
     assert "not finished, skipped" in capsys.readouterr().err
     with pytest.raises(UserError, match="is not finished"):
         probe.main(arguments(datasets, tmp_path / "runs", f"run={copy}", "probe=ridge"))
@@ -81,7 +82,7 @@ def test_unfinished_runs_are_skipped_or_refused(probed, datasets, tmp_path, caps
 
 def test_mistakes(probed, datasets, tmp_path):
     cases = {
-        "holds no run; train one first": arguments(datasets, tmp_path),
+        "holds no finished run; train one first": arguments(datasets, tmp_path),
         "did you mean random": arguments(datasets, tmp_path, "controls=[randm]"),
         "not a run folder": arguments(datasets, tmp_path, f"run={tmp_path}"),
         "names no parameter to estimate": arguments(datasets, tmp_path, "controls=[mean]", "data.targets={}"),
@@ -102,3 +103,36 @@ def test_mistakes(probed, datasets, tmp_path):
 def test_rows_are_plain_json(probed):
     for line in (probed / "dev" / "results.jsonl").read_text().splitlines():
         assert set(json.loads(line)) >= {"config", "commit", "key", "chosen"}
+
+
+def test_controls_and_runs_are_probed_on_the_same_windows(probed, datasets, tmp_path):
+    """Whatever the command line changes of the data holds for both, and a run's own data need not be named again."""
+    shutil.copytree(probed / "dev", tmp_path / "dev", ignore=shutil.ignore_patterns("*.jsonl", "embeddings"))
+    (run,) = (tmp_path / "dev").glob("*views*")
+    probe.main([f"run={run}", "controls=[statistics,random]", "probe=ridge", "data.eval_step=4"])
+    rows = read(tmp_path / "dev" / "results.jsonl")
+    assert {r.objective for r in rows} == {"statistics", "random", "views"}
+    assert {(r.data, r.n, r.fingerprint) for r in rows} == {("shear_flow_tiny", 12 * 4, rows[0].fingerprint)}
+    assert {r.encoder for r in rows} == {"", "conv_tiny"}
+
+
+def test_dry_run_says_what_is_to_do(probed, datasets, capsys):
+    before = (probed / "dev" / "results.jsonl").read_bytes()
+    probe.main([*arguments(datasets, probed, "controls=[mean]", "probe=[ridge,linear]"), "--dry-run"])
+    said = capsys.readouterr().out
+    assert "mean: ridge on 48 train, 24 valid, 24 test windows, done" in said
+    assert "mean: linear on 48 train, 24 valid, 24 test windows, to do" in said
+    assert (probed / "dev" / "results.jsonl").read_bytes() == before
+
+
+def test_a_strangers_run_may_not_import_what_it_likes(probed, tmp_path):
+    (run,) = (probed / "dev").glob("*views*")
+    copy = tmp_path / "stranger"
+    shutil.copytree(run, copy)
+    config = copy / "config.yaml"
+    text = config.read_text().replace("allow: []", "allow: [posix.]")
+    target = "_target_: physrep.objectives.views.Views"
+    assert target in text
+    config.write_text(text.replace(target, f"{target}\n  projection: {{_target_: posix.getcwd}}"))
+    with pytest.raises(UserError, match="posix.getcwd is not allowed"):
+        probe.main([f"run={copy}", "probe=ridge"])

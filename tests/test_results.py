@@ -167,7 +167,7 @@ def test_a_full_disk_is_an_oserror_and_leaves_the_old_rows(tmp_path, monkeypatch
     path = tmp_path / "results.jsonl"
     append(path, rows())
 
-    def full(path, text):
+    def full(path, text, encoding):
         path.open("w").write(text[:100])
         raise OSError(28, "No space left on device")
 

@@ -38,7 +38,7 @@ class OnlineProbe(Callback):
         x, groups = features.pooled, features.trajectory
         between, within = between_within(x, groups)
         logs: dict[str, Any] = {"rank/effective": effective_rank(x), "std/between": between, "std/within": within}
-        if self.parameters:
+        if self.parameters and len(groups.unique()) > 2:
             errors = (ridge_cv(x, features.theta, groups)["predictions"] - features.theta).square().mean(0)
             logs |= {f"probe/{name}": float(e) for name, e in zip(self.parameters, errors, strict=True)}
             logs["probe/mse"] = float(errors.mean())

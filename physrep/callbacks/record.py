@@ -14,6 +14,10 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
+from physrep.files import whole
+
+HEADER = ["step", "name", "value"]
+
 
 class MetricsCsv(Logger):
     """Append every logged value as a line `step,name,value`; a resumed run goes on after the step it resumes from."""
@@ -21,14 +25,11 @@ class MetricsCsv(Logger):
     def __init__(self, path: Path, resumed_at: int) -> None:
         super().__init__()
         self.path = path
-        rows: list[list[str]] = []
         if path.exists():
             with path.open(newline="") as file:
-                rows = [r for r in csv.reader(file) if len(r) == 3 and r[0].isdigit() and int(r[0]) <= resumed_at]
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        with temporary.open("w", newline="") as file:
-            csv.writer(file).writerows([["step", "name", "value"], *rows])
-        temporary.replace(path)
+                rows = [r for r in csv.reader(file) if len(r) == 3 and r[0].isdigit() and int(r[0]) < resumed_at]
+            with whole(path) as temporary, temporary.open("w", newline="") as file:
+                csv.writer(file).writerows([HEADER, *rows])
 
     @property
     def name(self) -> str:
@@ -44,6 +45,8 @@ class MetricsCsv(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Append the values of one step."""
         with self.path.open("a", newline="") as file:
+            if not file.tell():
+                csv.writer(file).writerow(HEADER)
             csv.writer(file).writerows([step, k, f"{v:.6g}"] for k, v in metrics.items() if k != "epoch")
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
@@ -55,14 +58,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write `checkpoint` to `path`, whole or not at all."""
-        place = Path(path)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = place.with_name(f".{place.name}.{os.getpid()}")
-        try:
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(place)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole(Path(path)) as temporary, temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())

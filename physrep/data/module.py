@@ -105,6 +105,16 @@ class WellDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        counts = {
+            "frames": frames,
+            "stride": stride,
+            "step": step,
+            "batch_size": batch_size,
+            "eval_step": eval_step or 1,
+        }
+        for key, value in counts.items():
+            if value < 1:
+                raise UserError(f"data.{key}={value}: must be 1 or more")
         base = Path(root or os.environ.get("THE_WELL_DATA_DIR") or "datasets")
         self.folder = base / name
         self.name: str = name
@@ -174,6 +184,8 @@ class WellDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Open the files and read the statistics before the first batch; `stage` makes no difference."""
+        if self.trainer:
+            self.clips = getattr(self.trainer.lightning_module, "clips", self.clips)
         self._mean, self._std = (torch.tensor(self.statistics[k]) for k in ("mean", "std"))
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         self._sampler = WindowSampler(self.windows("train"), self.seed, self.clips == "pair", True, rank, world)
@@ -256,8 +268,12 @@ class WellDataModule(LightningDataModule):
         self._sampler.epoch, done = divmod(state_dict["batches"], len(self._sampler) // self.batch_size)
         self._sampler.skip = done * self.batch_size
 
-    def sizes(self) -> Sequence[int]:
-        """Return the size [H, W] (or [X, Y, Z]) of what an encoder sees."""
-        header = self.splits["train"].header
-        cut = [range(n)[slice(*self.crop.get(d, (None,)))] for d, n in zip(header.dims, header.shape, strict=True)]
-        return self.size or [len(r) for r in cut]
+    def grid(self) -> list[int]:
+        """Return the cells [H, W] (or [X, Y, Z]) of an evaluated clip before it is resized."""
+        grid = zip(self.header.dims, self.header.shape, strict=True)
+        return [high - low for low, high in (self.crop.get(dim, (0, n)) for dim, n in grid)]
+
+    def meta(self) -> dict[str, Any]:
+        """Return what a frozen encoder must know of its data, as plain values."""
+        about = {"channels": self.channels, "frames": self.frames, "grid": self.grid(), "size": self.size}
+        return about | {"targets": self.scales, "fingerprint": self.fingerprint} | self.statistics

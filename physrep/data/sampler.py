@@ -26,7 +26,8 @@ class WindowSampler(Sampler[Key]):
     """Yield (draw, trajectory, first frame[, first frame of the second window]) for the windows [M, 2].
 
     The order depends on seed and epoch alone; `draw` numbers the samples of the whole run and seeds their noise. With
-    `pair`, a second window of the same trajectory is drawn. Ranks take every `world`-th sample.
+    `pair`, another window of the same trajectory is drawn (the same one where there is no other). Ranks take every
+    `world`-th sample.
     """
 
     def __init__(self, windows: Array, seed: int, pair: bool, shuffle: bool, rank: int = 0, world: int = 1) -> None:
@@ -47,8 +48,9 @@ class WindowSampler(Sampler[Key]):
         generator = torch.Generator().manual_seed(step_seed(self.seed, self.epoch))
         n = len(self.windows)
         order = torch.randperm(n, generator=generator) if self.shuffle else torch.arange(n)
-        size = self.group[:, 1] - self.group[:, 0]
-        partner = self.group[:, 0] + (torch.rand(n, generator=generator) * size).long()
+        low, size = self.group[:, 0], self.group[:, 1] - self.group[:, 0]
+        away = 1 + (torch.rand(n, generator=generator) * (size - 1)).long()
+        partner = low + (torch.arange(n) - low + away) % size
         skip, self.skip = self.skip, 0
         for at in range(self.rank + skip * self.world, n, self.world):
             i = int(order[at])

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from physrep.data.well import Array, Field, Header, WellSplit, opened
 from physrep.errors import UserError
+from physrep.files import read_yaml, write_text
 from physrep.progress import track
 
 CHUNK = 8  # trajectories read at once
@@ -42,9 +44,7 @@ def channel_statistics(split: WellSplit, name: str, path: Path, mark: str) -> tu
     """
     header, known = split.header, dict[str, Any]()
     if path.exists():
-        held = OmegaConf.load(path)
-        if isinstance(held, DictConfig):
-            known = cast("dict[str, Any]", OmegaConf.to_container(held))
+        known = read_yaml(path, "delete it and it is made anew")
         if "mean" not in known or "std" not in known:
             raise UserError(f"{path}: not a statistics file (no mean, std); delete it and it is made anew")
     if not known or known.get("fingerprint", mark) != mark:
@@ -58,12 +58,12 @@ def channel_statistics(split: WellSplit, name: str, path: Path, mark: str) -> tu
 
 
 def _save(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    except PermissionError:
-        print(f"{path}: the folder is read-only, so these statistics are not kept")
+        write_text(path, text)
+    except OSError as error:
+        if error.errno not in {errno.EACCES, errno.EPERM, errno.EROFS}:
+            raise
+        print(f"{path}: the folder is read-only, so these statistics are not kept", file=sys.stderr)
 
 
 def _compute(split: WellSplit, name: str) -> dict[str, dict[str, Any]]:
@@ -110,4 +110,6 @@ def theta_statistics(theta: Array) -> tuple[Array, Array]:
 
 def scaled(theta: Array, scales: Sequence[str]) -> Array:
     """Take the parameters whose declared scale is log10 to it, [.., P]."""
+    if not len(scales):
+        return theta
     return np.stack([np.log10(v) if s == "log10" else v for v, s in zip(theta.T, scales, strict=True)], -1)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from physrep.errors import UserError, did_you_mean
+from physrep.files import whole
 
 Array = NDArray[Any]
 Crop = Mapping[str, Sequence[int]]
@@ -199,6 +200,8 @@ class WellSplit:
                 raise UserError(
                     f"{self.header.path}: /scalars holds no {name!r}, which the dataset names as a target{hint}"
                 )
+        if not names:
+            return np.empty((self.trajectories, 0))
         return np.concatenate([np.stack([h.scalars[n] for n in names], 1) for h in self.headers])
 
     def windows(self, span: int, step: int) -> Array:
@@ -237,8 +240,8 @@ class WellSplit:
             except OSError as error:
                 raise UserError(f"{header.path}: /{f.path} cannot be read; download or simulate it again") from error
             for values, place in blocks:
-                values = values[::stride] if f.time_varying else values[None]
-                flat = values.reshape(*values.shape[: 1 + len(header.dims)], width)
+                kept = values[::stride] if f.time_varying else values[None]
+                flat = kept.reshape(*kept.shape[: 1 + len(header.dims)], width)
                 out[(slice(at, at + width), slice(None), *(target for _, target in place))] = np.moveaxis(flat, -1, 0)
             at += width
         return out
@@ -306,11 +309,9 @@ def write(
     fields: {name: [N, T, S1..SD] or [..., D] or [..., D, D]}, kept in this order within a rank; scalars: the simulation
     parameters that vary over files; constants: further scalars; boundaries: {dim: PERIODIC, WALL or OPEN}.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     dims = list(coords)
     trajectories = next(iter(fields.values())).shape[0]
     text = h5py.string_dtype()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
 
     def describe(node: Any, **attributes: Any) -> Any:
         for name, value in attributes.items():
@@ -318,36 +319,32 @@ def write(
             node.attrs[name] = np.array(value, dtype=text) if is_text else value
         return node
 
-    try:
-        with h5py.File(temporary, "w") as file:
-            describe(file, dataset_name=dataset, grid_type="cartesian", n_spatial_dims=len(dims),
-                     n_trajectories=trajectories, simulation_parameters=list(scalars), **scalars)  # fmt: skip
-            group = describe(file.create_group("dimensions"), spatial_dims=dims)
-            for name, values in {"time": times, **coords}.items():
-                node = group.create_dataset(name, data=np.asarray(values, np.float32))
-                describe(node, sample_varying=False, time_varying=name == "time")
-            for dim, kind in boundaries.items():
-                node = file.create_group(f"boundary_conditions/{dim}_{kind.lower()}")
-                describe(node, associated_dims=[dim], associated_fields=[], bc_type=kind.upper(),
-                         sample_varying=False, time_varying=False)  # fmt: skip
-                mask = np.zeros(len(coords[dim]), bool)
-                mask[[0, -1]] = True  # without this The Well's own reader takes the axis for open
-                node.create_dataset("mask", data=mask)
-                node.create_dataset("values", data=np.zeros(2, np.float32))
-            every = {**(constants or {}), **scalars}
-            group = describe(file.create_group("scalars"), field_names=list(every))
-            for name, value in every.items():
-                node = group.create_dataset(name, data=np.float32(value))
-                describe(node, sample_varying=False, time_varying=False)
-            for rank in range(3):
-                here = {n: a for n, a in fields.items() if a.ndim - 2 - len(dims) == rank}
-                group = describe(file.create_group(f"t{rank}_fields"), field_names=list(here))
-                for name, values in here.items():
-                    half = values.dtype == np.float16
-                    node = group.create_dataset(name, data=np.asarray(values, np.float16 if half else np.float32))
-                    describe(node, dim_varying=np.ones(len(dims), bool), sample_varying=True, time_varying=True)
-                    if rank == 2:
-                        describe(node, symmetric=True, antisymmetric=False)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(path) as temporary, h5py.File(temporary, "w") as file:
+        describe(file, dataset_name=dataset, grid_type="cartesian", n_spatial_dims=len(dims),
+                 n_trajectories=trajectories, simulation_parameters=list(scalars), **scalars)  # fmt: skip
+        group = describe(file.create_group("dimensions"), spatial_dims=dims)
+        for name, values in {"time": times, **coords}.items():
+            node = group.create_dataset(name, data=np.asarray(values, np.float32))
+            describe(node, sample_varying=False, time_varying=name == "time")
+        for dim, kind in boundaries.items():
+            node = file.create_group(f"boundary_conditions/{dim}_{kind.lower()}")
+            describe(node, associated_dims=[dim], associated_fields=[], bc_type=kind.upper(),
+                     sample_varying=False, time_varying=False)  # fmt: skip
+            mask = np.zeros(len(coords[dim]), bool)
+            mask[[0, -1]] = True  # without this The Well's own reader takes the axis for open
+            node.create_dataset("mask", data=mask)
+            node.create_dataset("values", data=np.zeros(2, np.float32))
+        every = {**(constants or {}), **scalars}
+        group = describe(file.create_group("scalars"), field_names=list(every))
+        for name, value in every.items():
+            node = group.create_dataset(name, data=np.float32(value))
+            describe(node, sample_varying=False, time_varying=False)
+        for rank in range(3):
+            here = {n: a for n, a in fields.items() if a.ndim - 2 - len(dims) == rank}
+            group = describe(file.create_group(f"t{rank}_fields"), field_names=list(here))
+            for name, values in here.items():
+                half = values.dtype == np.float16
+                node = group.create_dataset(name, data=np.asarray(values, np.float16 if half else np.float32))
+                describe(node, dim_varying=np.ones(len(dims), bool), sample_varying=True, time_varying=True)
+                if rank == 2:
+                    describe(node, symmetric=True, antisymmetric=False)

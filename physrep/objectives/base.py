@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from physrep.data.module import Batch, Clips
+from physrep.data.module import Batch, Clips, WellDataModule
 from physrep.data.sampler import step_seed
 from physrep.encoders.base import Encoder, tokens
 from physrep.errors import UserError
@@ -38,6 +38,7 @@ class Objective(LightningModule):
         self.plan = {"lr": lr, "weight_decay": weight_decay, "betas": tuple(betas)}
         self.warmup, self.seed = warmup, seed
         self._batch = 0
+        self.config = ""  # the hash of the config that this run is of, for its checkpoints
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return scalars by name; `loss` is what is minimised."""
@@ -71,13 +72,9 @@ class Objective(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep beside the weights what `physrep.load` needs: channels, normaliser, frames, targets, as plain values."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        checkpoint["physrep"] = {
-            "channels": data.channels,
-            "frames": data.frames,
-            "targets": data.scales,
-            **data.statistics,
-        }
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, WellDataModule):
+            checkpoint["physrep"] = {"config": self.config, **data.meta()}
 
     def configure_optimizers(self) -> Any:
         """AdamW with decay groups; linear warm-up and cosine per optimiser step."""

@@ -158,25 +158,3 @@ class KNN:
         mse, best = (paths - valid.theta[:, None]).square().mean(0).min(0)
         k = [i + 1 for i in best.tolist()]
         return Neighbours(*stored, k=tuple(k), chosen={"k": k, "valid_mse": mse.tolist()})
-
-
-@dataclass(frozen=True, eq=False)
-class Constant:
-    """The same prediction, level [P], for every window."""
-
-    level: Tensor
-    chosen: dict[str, Any]
-
-    def __call__(self, features: Features) -> Tensor:
-        """Predict the standardised parameters of features, [M, P] float32."""
-        return self.level.expand(len(features), -1)
-
-
-class Mean:
-    """Predict the mean of train whatever the features: an MSE of about one, the zero of every table."""
-
-    needs: Literal["pooled"] = "pooled"
-
-    def fit(self, train: Features, valid: Features) -> Constant:
-        """Take the mean of train; there is nothing to choose on valid."""
-        return Constant(train.theta.float().mean(0), {})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from physrep.data.module import WellDataModule
 from physrep.errors import UserError
+from physrep.files import whole
 from physrep.probes.baselines import statistics
 from physrep.probes.features import Features
 from physrep.progress import track
@@ -67,10 +67,8 @@ def embed(source: Source, data: WellDataModule, split: str, cache: Path) -> Feat
     protocol = [data.frames, data.stride, data.eval_step, data.crop, data.size, data.scales, data.statistics]
     key = digest(source.digest, data.fingerprint, split, len(windows), protocol, str(source.dtype))
     place = cache / f"{source.objective}-{split}-{key}.h5"
-    if place.exists():
-        with h5py.File(place, "r") as file:
-            parts = {k: torch.from_numpy(file[k][()]) for k in ("tokens", "theta", "trajectory")}
-        return Features(**parts)
+    if (kept := _kept(place)) is not None:
+        return kept
     batches = data.loader(split, windows)
     seen: list[tuple[Tensor, Tensor, Tensor]] = []
     with torch.inference_mode():
@@ -88,12 +86,17 @@ def embed(source: Source, data: WellDataModule, split: str, cache: Path) -> Feat
 
 
 def _keep(place: Path, parts: dict[str, Tensor]) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = place.with_name(f".{place.name}.{os.getpid()}")
+    with whole(place) as temporary, h5py.File(temporary, "w") as file:
+        for name, values in parts.items():
+            file.create_dataset(name, data=np.asarray(values))
+
+
+def _kept(place: Path) -> Features | None:
+    """Return what lies in the cache; nothing if it is absent or damaged."""
+    if not place.exists():
+        return None
     try:
-        with h5py.File(temporary, "w") as file:
-            for name, values in parts.items():
-                file.create_dataset(name, data=np.asarray(values))
-        temporary.replace(place)
-    finally:
-        temporary.unlink(missing_ok=True)
+        with h5py.File(place, "r") as file:
+            return Features(**{k: torch.from_numpy(file[k][()]) for k in ("tokens", "theta", "trajectory")})
+    except (OSError, KeyError):
+        return None

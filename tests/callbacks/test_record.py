@@ -20,7 +20,7 @@ def test_a_resumed_run_goes_on_after_its_step(tmp_path):
         log.log_metrics({"train/loss": step / 7, "epoch": 0}, step)
     with path.open("a") as f:
         f.write("40,train/lo")
-    again = MetricsCsv(path, resumed_at=20)
+    again = MetricsCsv(path, resumed_at=30)
     assert rows(path) == [(10, "train/loss", 1.42857), (20, "train/loss", 2.85714)]
     again.log_metrics({"train/loss": 1.0, "new/name": 2.0}, 25)
     assert rows(path)[2:] == [(25, "train/loss", 1.0), (25, "new/name", 2.0)]

@@ -194,9 +194,9 @@ def test_a_wall_is_not_crossed(walled):
     assert len({p["x"] for p in places}) > 10
 
 
-def test_sizes(datasets):
-    assert make(datasets, crop={"y": [0, 16]}).sizes() == [16, 16]
-    assert make(datasets, crop={"y": [4, 16]}, size=[8, 8]).sizes() == [8, 8]
+def test_grid(datasets):
+    assert make(datasets, crop={"y": [0, 16]}).grid() == [16, 16]
+    assert make(datasets, crop={"y": [4, 16]}, size=[8, 8]).grid() == [16, 12]
 
 
 def test_resize_is_bilinear_and_keeps_means():
@@ -220,6 +220,7 @@ def test_workers_read_the_same(datasets):
         ({"crop": {"y": [0, 64]}}, "lies outside the grid"),
         ({"cut": {"y": 33}}, "data.cut.y: 33 cells do not fit"),
         ({"cut": {"y": 8}, "crop": {"y": [0, 16]}}, "data.cut.y: data.crop cuts y already"),
+        ({"step": 0}, "data.step=0: must be 1 or more"),
         ({"frames": 30}, "has 20 frames, a window needs 30"),
         ({"batch_size": 5000}, "is more than the"),
         ({"targets": {"Reynolds": "log"}}, "no such scale 'log'"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from physrep.errors import UserError
-from physrep.probes.closed_form import KNN, Mean, Ridge, ridge_cv, solve
+from physrep.probes.closed_form import KNN, Ridge, ridge_cv, solve
 from physrep.probes.features import Features
 
 
@@ -57,7 +57,7 @@ def test_ridge_chooses_for_each_parameter_as_a_loop_does():
     assert fitted.chosen["strength"][1] == 1e4 != fitted.chosen["strength"][0]
 
 
-@pytest.mark.parametrize("probe", [Ridge(), KNN(), KNN("euclidean"), Mean()])
+@pytest.mark.parametrize("probe", [Ridge(), KNN(), KNN("euclidean")])
 def test_one_window_is_predicted_without_the_others(probe):
     fitted = probe.fit(features(0), features(10))
     test = features(20)
@@ -117,14 +117,6 @@ def test_knn_with_few_rows_and_an_unknown_metric():
     assert KNN(most=64).fit(train, features(10))(train).isfinite().all()
     with pytest.raises(UserError, match="cosine, euclidean"):
         KNN("manhattan")  # type: ignore[arg-type]
-
-
-def test_mean_scores_one():
-    theta = random(0, 4000, 3)
-    train, test = (Features(torch.zeros(2000, 1, 1), t, torch.arange(2000)) for t in theta.split(2000))
-    prediction = Mean().fit(train, test)(test)
-    assert torch.equal(prediction[0], train.theta.mean(0))
-    torch.testing.assert_close((prediction - test.theta).square().mean(0), torch.ones(3), rtol=0.1, atol=0)
 
 
 def test_ridge_cv_finds_a_linear_law_and_says_so():

@@ -1,0 +1,64 @@
+"""Files that are whole or absent."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from physrep.errors import UserError
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path`, renamed to it when the block ends well and removed when it does not.
+
+    Raises OSError naming `path` for what the disk refuses, also where torch and h5py make a RuntimeError of it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        number = _refusal(error)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _refusal(error: BaseException | None) -> int | None:
+    """Return the system's error number behind an exception, from its chain or from HDF5's text."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno:
+            return error.errno
+        if found := re.search(r"errno = (\d+)", str(error)):
+            return int(found[1])
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
+    """Return the mapping that a YAML file holds. Raises UserError, with what mends it, for anything else."""
+    try:
+        held = OmegaConf.to_container(OmegaConf.load(path))
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{path}: not YAML; {remedy}") from error
+    if not isinstance(held, dict):
+        raise UserError(f"{path}: not a mapping of keys to values; {remedy}")
+    return {str(k): v for k, v in held.items()}
