@@ -69,6 +69,8 @@ def compose(argv: Sequence[str], base: str = "config") -> DictConfig:
 
     layers, chosen = [bottom], dict[str, Any]()
     for group, (choice, where) in choices.items():
+        if choice is None and groups[group] is not None:
+            raise UserError(f"{where}{group}=null: choose one of {', '.join(sorted(_files(f'conf/{group}')))}")
         many = isinstance(groups[group], list)
         names = [str(name) for name in (choice if many and isinstance(choice, list) else [choice]) if name is not None]
         chosen[group] = names if many else next(iter(names), None)
@@ -149,17 +151,21 @@ def _pair(argument: str) -> tuple[str, Any]:
     return name, _plain(_told(f"{argument}: ", OmegaConf.from_dotlist, [f"value={text}"]))["value"]
 
 
+def _home() -> Path:
+    """Return where conf/ and experiments/ of the wheel or of the checkout lie."""
+    package = Path(__file__).resolve().parent
+    return package if (package / "conf").is_dir() else package.parent
+
+
 def _files(folder: str) -> dict[str, Path]:
     """Return the YAML files of a folder by name: the current directory's before the checkout's or the wheel's."""
-    package = Path(__file__).resolve().parent
-    home = package if (package / "conf").is_dir() else package.parent
-    folders = [root / folder for root in (home, Path.cwd())]
+    folders = [root / folder for root in (_home(), Path.cwd())]
     nested = {each.parent.name: each for folder in folders for each in folder.glob("*/config.yaml")}
     return nested | {each.stem: each for folder in folders for each in folder.glob("*.yaml")}
 
 
 def _base(name: str) -> Layer:
-    return _read(_files("conf").get(name, Path("conf", f"{name}.yaml")))
+    return _read(_home() / "conf" / f"{name}.yaml")
 
 
 def _read(file: Path) -> Layer:
@@ -209,23 +215,38 @@ def check(cfg: DictConfig, origins: Sequence[tuple[Key, str]] = ()) -> None:
 
 
 def build(node: Mapping[str, Any] | DictConfig, **given: Any) -> Any:
-    """Import and call the `_target_` of a node, its nested nodes first; `given` arguments win; raises UserError.
+    """Import and call the `_target_` of a node, its nested nodes first, with `given` arguments besides the node's own.
 
     Arguments are resolved plain containers; `_partial_: true` makes a functools.partial.  Packages beside our own are
-    allowed by the key `allow` at the root of the configuration that the node is part of.
+    allowed by the key `allow` at the root of the configuration that the node is part of.  Raises UserError, also for
+    what the target refuses and for a value of the node that is given; only `root` (where data lie) gives way.
     """
     node = node if isinstance(node, DictConfig) else OmegaConf.create(dict(node))
     root, target, prefix = node._get_root(), str(node["_target_"]), f"{node._get_full_key('')}.".lstrip(".")
     allow = root.get("allow") if isinstance(root, DictConfig) and root is not node else None
     source = target, prefixes_of(allow), f"{prefix}_target_"
     signature, made = signature_of(*source), import_target(*source)
+    for name, value in _plain(node).items():
+        if name in given and name != "root" and value is not None:
+            mend = "remove it and set seed=" if name == "seed" else "remove it"
+            raise UserError(f"{prefix}{name}: is set by physrep itself; {mend}")
     arguments = {str(name): _built(node, name) for name in node if name not in RESERVED | given.keys()} | given
     if node.get("_partial_"):
         return functools.partial(made, **arguments)
     for name, parameter in signature.items():
         if parameter.default is None and name not in arguments:
             raise UserError(f"{prefix}{name}: {target} needs a value")
-    return made(**arguments)
+    try:
+        return made(**arguments)
+    except _refusals() as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{prefix[:-1]}: {target}: {said}".removeprefix(": ")) from error
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """Return what a constructor raises for a value out of range; Lightning's own error only where it is loaded."""
+    lightning = sys.modules.get("lightning.fabric.utilities.exceptions")
+    return TypeError, ValueError, IndexError, *([lightning.MisconfigurationException] if lightning else [])
 
 
 def _built(node: Any, name: Any) -> Any:
@@ -324,13 +345,14 @@ def _help(base: str, content: dict[str, Any], known: Sequence[str], doc: str | N
     """Write the page of a command: its groups, its keys as the base file has them with their comments, and examples."""
     groups = content.get("groups", {})
     choices = {group: sorted(_files(f"conf/{group}")) for group in groups}
-    lines = [line for line in _files("conf")[base].read_text().splitlines() if re.match(r"(?!groups:)[\w-]+:", line)]
+    text = (_home() / "conf" / f"{base}.yaml").read_text()
+    lines = [line for line in text.splitlines() if re.match(r"(?!groups:)[\w-]+:", line)]
     other = [f"{group}={name}" for group, names in choices.items() for name in names if name not in groups[group]]
     script = Path(sys.argv[0])
     command = f"python -m physrep.{script.parent.name if script.stem == '__main__' else script.stem}"
     page = [inspect.cleandoc(doc), ""] if doc else []
     if groups:
-        page.append("Groups; group=choice takes conf/<group>/<choice>.yaml, null takes none")
+        page.append("Groups; group=choice takes conf/<group>/<choice>.yaml")
         page += [f"  {f'{group}={_show(groups[group])}':<32} of {', '.join(choices[group])}" for group in groups]
     page += ["Keys; a.b=value reaches into a mapping, a.b[0]=value into a list, and values are YAML"]
     page += [f"  {re.sub(': +', '=', line, count=1)}" for line in lines]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
@@ -23,14 +24,20 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Run a command's `main` on the command line; a user's mistake ends in one line and exit code 2."""
     try:
-        main(sys.argv[1:])
+        try:
+            main(sys.argv[1:])
+        except SystemExit:
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()  # here, where a closed pipe has an answer
+    except BrokenPipeError:  # as in `... | head`: who reads has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except UserError as error:
         sys.exit(_say(str(error).rpartition("UserError: ")[2]))  # a loader's worker puts its traceback before it
     except OSError as error:
-        if error.filename is None and error.errno is None:
-            raise
         where = f"{error.filename}: " if error.filename is not None else ""
-        sys.exit(_say(f"{where}{error.strerror or error}"))
+        sys.exit(_say(f"{where}{error.strerror or error or type(error).__name__}"))
     except KeyboardInterrupt:
         print("physrep: interrupted; the same command continues", file=sys.stderr)
         sys.exit(130)

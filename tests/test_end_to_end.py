@@ -16,8 +16,7 @@ def physrep(verb, *arguments, cwd):
 
 @pytest.mark.slow
 def test_simulate_fit_probe_report(tmp_path):
-    small = ["data=shear_flow_tiny", "data.cut=null", "data.frames=8", "data.batch_size=8", "trainer.max_steps=4",
-             "encoder.strides=[[2,4,4],[2,2,2],[2,1,1]]", "encoder.stem=[2,4,4]"]  # fmt: skip
+    small = ["data=shear_flow_tiny",  "data.batch_size=8", "trainer.max_steps=4"]  # fmt: skip
     physrep("simulate", "system=shear_flow", "preset=tiny", cwd=tmp_path)
     for objective in ("jepa", "views"):
         physrep("fit", "experiment=demo", f"objective={objective}", *small, cwd=tmp_path)
@@ -33,6 +32,7 @@ def test_simulate_fit_probe_report(tmp_path):
     said = physrep("simulate", "system=shear_flow", "preset=tiny", cwd=tmp_path)
     said += physrep("fit", "experiment=demo", "objective=jepa", *small, cwd=tmp_path)
     said += physrep("probe", "experiment=demo", *small, "probe.attentive.epochs=2", cwd=tmp_path)
+    assert "of which 4 are there" in said
     assert "done already" in said
     assert "complete already" in said
     assert (tmp_path / "runs" / "demo" / "results.jsonl").read_bytes() == before

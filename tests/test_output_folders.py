@@ -22,8 +22,8 @@ def bad_folder(request, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", ["simulate", "fit", "probe", "report"])
 def test_one_line_and_nothing_half_written(verb, bad_folder, datasets, tmp_path):
-    tiny = ["data=shear_flow_tiny", f"data.root={datasets}", f"runs={bad_folder}", "data.frames=8",
-            "trainer.max_steps=2", "encoder.strides=[[2,4,4],[2,2,2],[2,1,1]]", "encoder.stem=[2,4,4]"]  # fmt: skip
+    tiny = ["data=shear_flow_tiny", f"data.root={datasets}", f"runs={bad_folder}",
+            "trainer.max_steps=2"]  # fmt: skip
     arguments = {
         "simulate": ["preset=tiny", f"root={bad_folder}"],
         "fit": tiny,
@@ -38,7 +38,7 @@ def test_one_line_and_nothing_half_written(verb, bad_folder, datasets, tmp_path)
             "controls=[mean]",
             "probe=ridge",
         ]
-        command = [sys.executable, "-m", "physrep.probe", *probe, "data.frames=8"]
+        command = [sys.executable, "-m", "physrep.probe", *probe]
         subprocess.run(command, check=True, capture_output=True)
         (tmp_path / "runs" / "dev" / "results.jsonl").rename(tmp_path / "results.jsonl")
     command = [sys.executable, "-m", f"physrep.{verb}", *arguments]

@@ -42,8 +42,7 @@ def test_two_commands_do_everything():
 
 def test_python_blocks_run(datasets, tmp_path, monkeypatch):
     runs = tmp_path / "runs"
-    fit(["data=shear_flow_tiny", f"data.root={datasets}", f"runs={runs}", "data.frames=8", "trainer.max_steps=2",
-         "encoder.strides=[[2,4,4],[2,2,2],[2,1,1]]", "encoder.stem=[2,4,4]"])  # fmt: skip
+    fit(["data=shear_flow_tiny", f"data.root={datasets}", f"runs={runs}", "trainer.max_steps=2"])  # fmt: skip
     (run,) = (runs / "dev").iterdir()
     blocks = [text for kind, text in BLOCKS if kind == "python"]
     assert blocks

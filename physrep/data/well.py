@@ -231,18 +231,17 @@ class WellSplit:
             head: tuple[Any, ...] = (row,) * f.sample_varying
             head += (slice(start, start + (frames - 1) * stride + 1),) * f.time_varying
             try:
-                if _run(header.shape, pieces) * width >= LONG_RUN:
-                    blocks = [(data[(*head, *(source for source, _ in p))], p) for p in itertools.product(*pieces)]
-                else:
-                    whole = data[head]
-                    blocks = [(whole[(..., *(source for source, _ in p), *(slice(None),) * f.rank)], p)
-                              for p in itertools.product(*pieces)]  # fmt: skip
+                block = None if _run(header.shape, pieces) * width >= LONG_RUN else data[head]
+                for place in itertools.product(*pieces):
+                    source = tuple(cells for cells, _ in place)
+                    target = (slice(at, at + width), slice(None), *(cells for _, cells in place))
+                    index = (Ellipsis, *source, *(slice(None),) * f.rank)
+                    values = data[head + source] if block is None else block[index]
+                    values = values[::stride] if f.time_varying else values[None]
+                    flat = values.reshape(*values.shape[: 1 + len(header.dims)], width)
+                    out[target] = np.moveaxis(flat, -1, 0)
             except OSError as error:
                 raise UserError(f"{header.path}: /{f.path} cannot be read; download or simulate it again") from error
-            for values, place in blocks:
-                kept = values[::stride] if f.time_varying else values[None]
-                flat = kept.reshape(*kept.shape[: 1 + len(header.dims)], width)
-                out[(slice(at, at + width), slice(None), *(target for _, target in place))] = np.moveaxis(flat, -1, 0)
             at += width
         return out
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from physrep.config import build
 from physrep.data.well import write
 from physrep.errors import UserError
+from physrep.files import read_yaml, write_text
 from physrep.progress import track
 
 SPLITS = ("train", "valid", "test")
@@ -150,6 +151,7 @@ def simulate(cfg: DictConfig) -> None:
     check(ensemble)
     config = {"allow": cfg.get("allow"), "system": OmegaConf.to_container(cfg.system, resolve=True)}
     claim(folder, config)
+    sweep(folder)
     stems = [ensemble.stem(combination) for combination in ensemble.combinations()]
     todo = [
         index
@@ -167,16 +169,26 @@ def simulate(cfg: DictConfig) -> None:
         raise UserError(f"{folder}: needs {amount(len(todo) * size)} and the disk has {amount(free)} free; "
                         "set root=... to another disk or lower system.trajectories")  # fmt: skip
     workers = min(len(todo), cfg.workers or (1 if on_gpu else len(os.sched_getaffinity(0))))
-    for _ in track(run(config, folder, todo, workers), folder.name, len(todo)):
-        pass
+    try:
+        for _ in track(run(config, folder, todo, workers), folder.name, len(todo)):
+            pass
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise UserError(f"{error.filename}: cannot be written ({error.strerror})") from error
 
 
 def check(ensemble: Ensemble) -> None:
-    """Raise UserError where the plan cannot be written: unknown splits, nothing to do, one file name for two."""
+    """Raise UserError where the plan makes no sense: unknown splits, nothing to do, one file name for two."""
     if unknown := set(ensemble.trajectories) - set(SPLITS):
         raise UserError(f"system.trajectories: {', '.join(sorted(unknown))} is no split; there is {', '.join(SPLITS)}")
-    if not ensemble.trajectories or min(ensemble.trajectories.values()) < 1 or ensemble.frames < 1:
-        raise UserError("system: every split of system.trajectories and system.frames must be at least 1")
+    if not ensemble.trajectories or min(*ensemble.trajectories.values(), ensemble.frames, ensemble.batch) < 1:
+        raise UserError("system: every split of system.trajectories, system.frames and system.batch must be at least 1")
+    if not 0 < ensemble.dt < math.inf:
+        raise UserError(f"system.dt: {ensemble.dt:g} is no time from frame to frame; give a number above 0")
+    grid = list(ensemble.solver.grid)
+    if len(grid) != 2 or min(grid) < 4:
+        raise UserError(f"system.solver.grid: {grid} is no grid; give two numbers of at least 4")
     stems = [ensemble.stem(combination) for combination in ensemble.combinations()]
     if doubles := {stem for stem in stems if stems.count(stem) > 1}:
         raise UserError(f"system.parameters: {min(doubles)} occurs twice; give every combination once")
@@ -186,7 +198,7 @@ def claim(folder: Path, config: dict[str, Any]) -> None:
     """Write what the folder is for, or make sure that it already is for that; raises UserError naming what differs."""
     path = folder / MANIFEST
     if path.exists():
-        there, here = leaves(OmegaConf.to_container(OmegaConf.load(path))), leaves(config)
+        there, here = leaves(read_yaml(path, "set name=... or delete the folder")), leaves(config)
         differ = [f"{key} {there.get(key, 'unset')}, now {here.get(key, 'unset')}"
                   for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]  # fmt: skip
         if differ:
@@ -196,10 +208,14 @@ def claim(folder: Path, config: dict[str, Any]) -> None:
     elif (folder / "data").exists():
         raise UserError(f"{folder}: holds data that were not simulated here ({MANIFEST} is missing); set name=...")
     else:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{MANIFEST}.{os.getpid()}")
-        OmegaConf.save(OmegaConf.create(config), temporary)
-        temporary.replace(path)
+        write_text(path, OmegaConf.to_yaml(OmegaConf.create(config)))
+
+
+def sweep(folder: Path) -> None:
+    """Remove the half-written files of killed processes; one that still lives keeps its own."""
+    for path in (*folder.glob(f".{MANIFEST}.*"), *folder.glob("data/*/.*.hdf5.*")):
+        if not Path("/proc", path.suffix[1:]).exists():
+            path.unlink(missing_ok=True)
 
 
 def leaves(node: Any, key: str = "") -> dict[str, Any]:
@@ -241,16 +257,16 @@ def run(config: Any, folder: Path, jobs: Sequence[int], workers: int) -> Iterato
             process = context.Process(target=serve, args=(there, config, folder), daemon=True)
             process.start()
             there.close()
-            here.send(waiting.pop())
             processes.append(process)
             pipes.append(here)
+            hand(here, waiting.pop())
         signal.signal(signal.SIGINT, heard)
         while pipes:
             ready: list[Any] = wait(pipes)
             for pipe in ready:
                 yield answer(pipe)
                 if waiting:
-                    pipe.send(waiting.pop())
+                    hand(pipe, waiting.pop())
                 else:
                     pipes.remove(pipe)
                     pipe.close()
@@ -261,12 +277,23 @@ def run(config: Any, folder: Path, jobs: Sequence[int], workers: int) -> Iterato
             process.join()
 
 
+ENDED = UserError("workers: one ended early, perhaps for want of memory; lower workers=...")
+
+
+def hand(pipe: Any, job: int) -> None:
+    """Give a worker its next job."""
+    try:
+        pipe.send(job)
+    except ConnectionError:
+        raise ENDED from None
+
+
 def answer(pipe: Any) -> int:
-    """Return the job that a worker has done; raises what stopped it."""
+    """Return the job that a worker has done; raises what stopped it, an OSError of the disk's included."""
     try:
         said = pipe.recv()
-    except EOFError:
-        raise UserError("workers: one ended early, perhaps for want of memory; lower workers=...") from None
+    except (EOFError, ConnectionError):
+        raise ENDED from None
     if isinstance(said, Exception):
         raise said
     return int(said)
