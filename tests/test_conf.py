@@ -42,10 +42,10 @@ def test_probe(name):
     assert probe.needs in {"pooled", "tokens"}
 
 
-@pytest.mark.parametrize("experiment", sorted(p.stem for p in Path("experiments").glob("*.yaml")))
+@pytest.mark.parametrize("experiment", sorted(p.parent.name for p in Path("experiments").glob("*/config.yaml")))
 @pytest.mark.parametrize("objective", names("objective"))
 def test_every_experiment_takes_a_step(experiment, objective, datasets, tmp_path, capsys):
     fit([f"experiment={experiment}", f"objective={objective}", "data=shear_flow_tiny", f"data.root={datasets}",
-         
+
          "--dry-run"])  # fmt: skip
     assert "losses loss" in capsys.readouterr().out
