@@ -37,7 +37,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         sys.exit(_say(str(error).rpartition("UserError: ")[2]))  # a loader's worker puts its traceback before it
     except OSError as error:
         where = f"{error.filename}: " if error.filename is not None else ""
-        sys.exit(_say(f"{where}{error.strerror or error or type(error).__name__}"))
+        sys.exit(_say(f"{where}{error.strerror or error}"))
     except KeyboardInterrupt:
         print("physrep: interrupted; the same command continues", file=sys.stderr)
         sys.exit(130)

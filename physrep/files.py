@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import h5py
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -20,7 +20,7 @@ from physrep.errors import UserError
 def whole(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path`, renamed to it when the block ends well and removed when it does not.
 
-    Raises OSError naming `path` for what the disk refuses, also where torch and h5py make a RuntimeError of it.
+    Raises OSError naming `path` for what the disk refuses, also where torch makes a RuntimeError of it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -37,14 +37,26 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def _refusal(error: BaseException | None) -> int | None:
-    """Return the system's error number behind an exception, from its chain or from HDF5's text."""
+    """Return the system's error number behind an exception."""
     while error is not None:
         if isinstance(error, OSError) and error.errno:
             return error.errno
-        if found := re.search(r"errno = (\d+)", str(error)):
-            return int(found[1])
         error = error.__cause__ or error.__context__
     return None
+
+
+@contextmanager
+def whole_hdf5(path: Path) -> Iterator[h5py.File]:
+    """Give an HDF5 file to fill, which is written to `path` at the end, whole or not at all.
+
+    It is built in memory: HDF5 itself does not survive a disk that fills up while it writes.
+    """
+    with h5py.File(path.name, "w", driver="core", backing_store=False, block_size=1 << 24) as file:
+        yield file
+        file.flush()
+        image = file.id.get_file_image()
+    with whole(path) as temporary:
+        temporary.write_bytes(image)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -91,7 +91,11 @@ TOY = {
             tall: bool = True
 
         def double(x: int, by: float = 2): return x * by
-        def fails(): raise ValueError("its own")
+        def fails(): raise ValueError("its own\\nand more")
+        def refuses(kind: str):
+            from lightning.pytorch.utilities.exceptions import MisconfigurationException
+            raise {"type": TypeError, "index": IndexError, "lightning": MisconfigurationException}[kind]("no")
+        def breaks(): raise OSError("not the value's fault")
         """,
 }
 
@@ -127,6 +131,7 @@ CONF = {
     "conf/probe/ridge.yaml": "_target_: toy.models.Head\nsize: 1\n",
     "conf/probe/deep.yaml": "_target_: toy.models.Tall\nsize: 2\n",
     "conf/probe/wide.yaml": "_target_: toy.models.Head\nsize: 3\n",
+    "conf/open.yaml": "groups: {data: null, encoder: small}\nseed: 0\nallow: [toy.]\n",
     "conf/bare.yaml": "experiment: demo\nresults: null\nresamples: 100\n",
     "conf/sim.yaml": "groups: {system: flow}\npreset: small\nallow: [toy.]\n",
     "conf/system/flow.yaml": """
@@ -146,6 +151,7 @@ CONF = {
     "experiments/paper/config.yaml": "objective: {lr: 1}\n",
     "experiments/slip.yaml": "groups: {encodr: deep}\n",
     "experiments/typo.yaml": "objective: {simm: 1}\n",
+    "experiments/blank.yaml": "groups: {data: null}\n",
     "experiments/lost.yaml": "sed: 1\n",
     "experiments/through.yaml": "objective: {net: {depth: 3}}\n",
 }
@@ -170,10 +176,10 @@ def toy(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A current directory with conf/ and experiments/, and no others in sight."""
+    """A checkout with conf/ and experiments/ as the current directory, and no others in sight."""
     write(tmp_path, CONF)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(config, "__file__", str(tmp_path / "elsewhere/physrep/config.py"))
+    monkeypatch.setattr(config, "__file__", str(tmp_path / "physrep/config.py"))
     return tmp_path
 
 
@@ -222,17 +228,18 @@ def test_order_is_base_groups_experiment_command_line():
 
 @pytest.mark.parametrize(
     ("argument", "names"),
-    [("probe=wide", ["wide"]), ("probe=[wide,ridge]", ["wide", "ridge"]), ("probe=[]", []), ("probe=null", [])],
+    [("probe=wide", ["wide"]), ("probe=[wide,ridge]", ["wide", "ridge"]), ("probe=[]", [])],
 )
 def test_a_group_of_many(argument, names):
     cfg = compose([argument])
-    assert cfg.choices.probe == names and list(cfg.get("probe", {})) == names
-    assert ("probe" in cfg) == (argument != "probe=null")
+    assert cfg.choices.probe == names and list(cfg.probe) == names
 
 
-def test_null_leaves_a_group_out():
-    cfg = compose(["data=null"])
-    assert "data" not in cfg and cfg.choices.data is None
+def test_null_leaves_a_group_out_where_the_base_does():
+    for argv in ([], ["data=null"], ["data=waves", "data=null"]):
+        cfg = compose(argv, "open")
+        assert "data" not in cfg and cfg.choices.data is None
+    assert compose(["data=waves"], "open").data.name == "waves"
 
 
 @pytest.mark.parametrize(
@@ -281,7 +288,20 @@ def test_a_base_without_groups_does_not_take_the_content_of_an_experiment():
     )
 
 
+def test_the_current_directory_adds_choices_and_experiments_but_no_base(place, monkeypatch):
+    (place / "own").mkdir()
+    monkeypatch.chdir(place / "own")
+    write(place / "own", {"conf/config.yaml": "mine: true\n", "conf/encoder/mine.yaml": "_target_: toy.models.Net\n"})
+    write(place / "own", {"conf/base.yaml": "mine: true\n", "experiments/mine.yaml": "seed: 8\n"})
+    assert compose(["encoder=mine", "experiment=mine"]).seed == 8 and "mine" not in compose([])
+    with pytest.raises(FileNotFoundError):
+        compose([], "base")
+
+
 def test_the_current_directory_goes_before_the_package(place, monkeypatch):
+    (place / "elsewhere").mkdir()
+    shutil.copytree(place / "conf", place / "elsewhere/conf")
+    monkeypatch.setattr(config, "__file__", str(place / "elsewhere/physrep/config.py"))
     write(place / "elsewhere/conf", {"encoder/small.yaml": "_target_: toy.models.Net\ndepth: 50\n"})
     write(place / "elsewhere/conf", {"encoder/shipped.yaml": "# Shipped.\n_target_: toy.models.Net\ndepth: 60\n"})
     assert compose([]).encoder.depth == 2
@@ -340,7 +360,10 @@ def test_the_current_directory_goes_before_the_package(place, monkeypatch):
         ("seed=${sed}", "seed: Interpolation key 'sed' not found"),
         ("seed=???", "seed=???: expected int, got str"),
         ("run=???", "run: Missing mandatory value: run"),
-        ("data=null objective.net=${data}", "objective.net: Interpolation key 'data' not found"),
+        ("objective.net=${dat}", "objective.net: Interpolation key 'dat' not found"),
+        ("encoder=null", "encoder=null: choose one of deep, deeper, loop, mistyped, orphan, pool, small, wrong"),
+        ("probe=null", "probe=null: choose one of deep, ridge, wide"),
+        ("experiment=blank", "experiments/blank.yaml: data=null: choose one of waves, winds"),
         ("run=[a", "run=[a: not YAML: "),
         ("run=${", "run=${: "),
     ],
@@ -480,7 +503,7 @@ def test_the_trainer_is_found_through_its_reexports(monkeypatch):
     bad = {"max_step: 3": "max_step", "precision: bf16-mixd": "precision=bf16-mixd", "max_steps: abc": "max_steps=abc"}
     said = []
     for text in bad:
-        cfg = compose(["data=null"])
+        cfg = compose([])
         cfg.data = OmegaConf.create(trainer.partition("=")[2] % text)
         with pytest.raises(UserError) as caught:
             check(cfg)
@@ -556,12 +579,36 @@ def test_build_makes_nested_nodes_first_and_passes_plain_containers():
     assert type(made.net.free) is type(made.net.free["a"][1]) is type(made.net.table) is dict
 
 
-def test_what_is_given_wins_and_its_node_is_not_built():
-    it = node("{_target_: toy.models.Plan, sim: 1, net: {_target_: toy.models.fails}}")
-    made = build(it, net="given", sim=3)
-    assert (made.net, made.sim) == ("given", 3)
-    with pytest.raises(ValueError, match="its own"):
-        build(it)
+def test_what_is_given_may_not_be_in_the_node_too_but_for_the_root():
+    made = build(node("{_target_: toy.models.Plan, sim: 1, net: null}"), net="given", lr=3)
+    assert (made.net, made.sim, made.lr) == ("given", 1, 3)
+    with pytest.raises(UserError, match=r"^it\.net: is set by physrep itself; remove it$"):
+        build(node("{_target_: toy.models.Plan, net: {_target_: toy.models.fails}}"), net="given")
+    with pytest.raises(UserError, match=r"^it\.seed: is set by physrep itself; remove it and set seed=$"):
+        build(node("{_target_: toy.models.Loose, seed: 1}"), seed=1)
+    assert build(node("{_target_: toy.models.Loose, root: a}"), root="b").rest == {"root": "b"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("_target_: toy.models.fails", "it: toy.models.fails: its own"),
+        ("{_target_: toy.models.Plan, net: {_target_: toy.models.fails}}", "it.net: toy.models.fails: its own"),
+        ("{_target_: toy.models.refuses, kind: type}", "it: toy.models.refuses: no"),
+        ("{_target_: toy.models.refuses, kind: index}", "it: toy.models.refuses: no"),
+        ("{_target_: toy.models.refuses, kind: lightning}", "it: toy.models.refuses: no"),
+    ],
+)
+def test_what_a_target_refuses_is_one_line(text, message):
+    with pytest.raises(UserError) as caught:
+        build(node(text))
+    assert str(caught.value) == message
+    with pytest.raises(UserError, match=r"^torch\.nn\.Linear: "):
+        build({"_target_": "torch.nn.Linear", "in_features": "x", "out_features": 3})
+    with pytest.raises(UserError, match=r"^torch\.nn\.Linear: Trying to create tensor with negative dimension -2"):
+        build({"_target_": "torch.nn.Linear", "in_features": -2, "out_features": 3})
+    with pytest.raises(OSError, match="not the value's fault"):
+        build(node("_target_: toy.models.breaks"))
 
 
 def test_partial():
@@ -641,11 +688,11 @@ def test_the_hash_is_stable_and_blind_to_what_changes_no_result():
         ("experiment=demo seed=1 encoder.width=4", "waves-plan-deep-seed1-width=4"),
         ("encoder.flag=true encoder.free=[[1,b]]", "waves-plan-small-seed0-flag=true-free=1_b"),
         ("run=mine objective.sim=4", "mine"),
-        ("data=null", "plan-small-seed0"),
     ],
 )
 def test_run_name(argv, name):
     assert run_name(compose(argv.split())) == name
+    assert run_name(compose(["seed=2"], "open"), "open") == "small-seed2"
 
 
 def test_a_long_run_name_ends_in_the_hash():
@@ -656,7 +703,8 @@ def test_a_long_run_name_ends_in_the_hash():
 
 
 def test_diff():
-    old, new = compose([]), compose(["seed=1", "objective.lr=0.1", "encoder.sizes=[1]", "data=null"])
+    old, new = compose([]), compose(["seed=1", "objective.lr=0.1", "encoder.sizes=[1]"])
+    del new.data
     assert diff(old, new) == [
         "data._target_: toy.models.Net -> (none)",
         "data.name: waves -> (none)",
@@ -730,13 +778,15 @@ def test_help_without_groups_names_no_groups_and_no_dry_run(capsys):
     assert "Groups" not in text and "--dry-run" not in text and "  resamples=100" in text
 
 
-def test_list(capsys, place):
+def test_list(capsys, place, monkeypatch):
     text = printed(capsys, "--list")
     assert "encoder:\n  deep\n" in text and "  small                A small one.\n" in text
-    assert "experiment:\n  demo\n" in text and "  paper\n" in text
-    write(place / "elsewhere/conf", {"data/shipped.yaml": "# Shipped.\n"})
+    assert "experiment:\n  blank\n  demo\n" in text and "  paper\n" in text
+    (place / "own").mkdir()
+    monkeypatch.chdir(place / "own")
+    write(place / "own/conf", {"data/mine.yaml": "# Mine.\n"})
     assert printed(capsys, "--list", "data") == (
-        "data:\n  shipped              Shipped.\n  waves                Waves.\n  winds\n"
+        "data:\n  mine                 Mine.\n  waves                Waves.\n  winds\n"
     )
 
 
@@ -796,9 +846,8 @@ def test_help_and_mistakes_do_not_load_torch(tmp_path, argv, said):
 
 
 def test_a_wrong_key_of_a_target_does_not_load_torch(tmp_path):
-    write(tmp_path, {"conf/quick.yaml": "groups: {trainer: it}\n"})
     write(tmp_path, {"conf/trainer/it.yaml": "_target_: lightning.Trainer\nmax_step: 3\n"})
-    said = run(MISTAKE.format(argv=[], base="quick"), tmp_path)
+    said = run(MISTAKE.format(argv=["trainer=it"], base="config"), tmp_path)
     message = "trainer.max_step: no such key of lightning.Trainer; did you mean max_steps or max_time?"
     assert said == f"conf/trainer/it.yaml: {message}\n"
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 
-@pytest.fixture(params=["ro,size=1m", "size=40k"], ids=["read-only", "full"])
+@pytest.fixture(params=["ro,size=1m", "size=16k"], ids=["read-only", "full"])
 def bad_folder(request, tmp_path):
     """A folder on a file system that is read-only or has no room (needs root and mount)."""
     place = tmp_path / "disk"

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from physrep.errors import UserError, did_you_mean
-from physrep.files import whole
+from physrep.files import whole_hdf5
 
 Array = NDArray[Any]
 Crop = Mapping[str, Sequence[int]]
@@ -318,7 +318,7 @@ def write(
             node.attrs[name] = np.array(value, dtype=text) if is_text else value
         return node
 
-    with whole(path) as temporary, h5py.File(temporary, "w") as file:
+    with whole_hdf5(path) as file:
         describe(file, dataset_name=dataset, grid_type="cartesian", n_spatial_dims=len(dims),
                  n_trajectories=trajectories, simulation_parameters=list(scalars), **scalars)  # fmt: skip
         group = describe(file.create_group("dimensions"), spatial_dims=dims)

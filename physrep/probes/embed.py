@@ -16,7 +16,7 @@ from torch import Tensor
 
 from physrep.data.module import WellDataModule
 from physrep.errors import UserError
-from physrep.files import whole
+from physrep.files import whole_hdf5
 from physrep.probes.baselines import statistics
 from physrep.probes.features import Features
 from physrep.progress import track
@@ -86,7 +86,7 @@ def embed(source: Source, data: WellDataModule, split: str, cache: Path) -> Feat
 
 
 def _keep(place: Path, parts: dict[str, Tensor]) -> None:
-    with whole(place) as temporary, h5py.File(temporary, "w") as file:
+    with whole_hdf5(place) as file:
         for name, values in parts.items():
             file.create_dataset(name, data=np.asarray(values))
 

@@ -76,7 +76,7 @@ def test_conv_tiny_is_small_and_gradients_reach_every_weight():
     node = OmegaConf.load("conf/encoder/conv_tiny.yaml")
     encoder = build(node, channels=4)
     assert weights(encoder) < 500_000
-    features = encoder(torch.randn(2, 4, 16, 64, 128))
+    features = encoder(torch.randn(2, 4, 8, 64, 128))
     assert features.shape == (2, 128, 1, 8, 16)
     features.square().sum().backward()
     assert all(w.grad is not None and w.grad.abs().max() > 0 for w in encoder.parameters())

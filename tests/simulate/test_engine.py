@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -102,7 +104,7 @@ def test_another_seed_gives_other_flows(whole: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_run_leaves_whole_files_only_and_continues_to_the_same_bytes(tmp_path: Path, stop: int) -> None:
-    many = {"trajectories": {"train": 6, "valid": 2, "test": 2}, "frames": 12}
+    many = {"trajectories": {"train": 6, "valid": 2, "test": 2}, "frames": 60}
     simulate(config(tmp_path, name="uninterrupted", **many))
     cfg, folder = config(tmp_path, workers=2, **many), tmp_path / "waves"
     OmegaConf.save(cfg, tmp_path / "cfg.yaml")
@@ -119,6 +121,7 @@ def test_an_interrupted_run_leaves_whole_files_only_and_continues_to_the_same_by
     assert stop == signal.SIGKILL or not list(folder.rglob(".*"))
     simulate(cfg)
     assert contents(folder) == contents(tmp_path / "uninterrupted")
+    assert not list(folder.rglob(".*"))
 
 
 def until(done: Any, seconds: float = 30) -> None:
@@ -173,11 +176,77 @@ def test_a_full_disk_is_seen_before_anything_is_simulated(tmp_path: Path, monkey
         simulate(config(tmp_path))
 
 
+SMALL_FILES = """
+import resource, sys
+from omegaconf import OmegaConf
+from physrep import errors
+from physrep.simulate.engine import simulate
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    errors.run(lambda argv: simulate(OmegaConf.load(argv[0])))
+"""
+
+
+def test_a_full_disk_is_said_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, *_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(engine, "write", full)
+    said = r"waves/data/train/shear_flow_\w+\.5\.hdf5: cannot be written \(No space left on device\)$"
+    with pytest.raises(UserError, match=said):
+        simulate(config(tmp_path))
+
+
+@pytest.mark.slow
+def test_a_worker_whose_disk_refuses_a_file_says_so(tmp_path: Path) -> None:
+    OmegaConf.save(config(tmp_path, workers=2), tmp_path / "cfg.yaml")
+    (tmp_path / "script.py").write_text(SMALL_FILES)
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "cfg.yaml")]
+    environment = os.environ | {"PYTHONPATH": str(HOME), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    said = [line for line in done.stderr.splitlines() if line.startswith("physrep: ")]
+    assert len(said) == 1 and said[0].endswith(".hdf5: cannot be written (File too large)")
+    assert not list((tmp_path / "waves").rglob("*.hdf5*"))
+
+
+def test_what_a_killed_run_left_half_written_is_removed(tmp_path: Path) -> None:
+    simulate(config(tmp_path))
+    train = tmp_path / "waves" / "data" / "train"
+    dead, mine = train / ".a.hdf5.999999999", train / f".b.hdf5.{os.getpid()}"
+    dead.touch()
+    mine.touch()
+    simulate(config(tmp_path))
+    assert not dead.exists() and mine.exists()
+
+
+def test_a_manifest_that_is_not_yaml_is_named(tmp_path: Path) -> None:
+    (tmp_path / "waves").mkdir()
+    (tmp_path / "waves" / engine.MANIFEST).write_text("a: [1")
+    with pytest.raises(UserError, match=r"waves/simulation\.yaml: not YAML; set name=\.\.\. or delete the folder$"):
+        simulate(config(tmp_path))
+
+
+@pytest.mark.parametrize("call", ["hand", "answer"])
+def test_a_worker_that_died_is_told(call: str) -> None:
+    here, there = multiprocessing.Pipe()
+    there.close()
+    with pytest.raises(UserError, match="workers: one ended early"):
+        engine.hand(here, 1) if call == "hand" else engine.answer(here)
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
         ({"trajectories": {"train": 1, "val": 1}}, "val is no split"),
-        ({"trajectories": {"train": 0}}, "at least 1"),
+        ({"trajectories": {"train": 0}}, "must be at least 1"),
+        ({"trajectories": {}}, "must be at least 1"),
+        ({"frames": 0}, "must be at least 1"),
+        ({"batch": 0}, "must be at least 1"),
+        ({"dt": 0}, "system.dt: 0 is no time"),
+        ({"dt": float("nan")}, "system.dt: nan is no time"),
+        ({"solver": SYSTEM["solver"] | {"grid": [2, 16]}}, r"system.solver.grid: \[2, 16\] is no grid"),
         ({"parameters": {"Reynolds": [50, 50.0], "Schmidt": [1]}}, "occurs twice"),
     ],
 )
