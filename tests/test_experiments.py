@@ -1,0 +1,27 @@
+"""Committed tables follow from their committed rows, and the README's from the tables."""
+
+from pathlib import Path
+
+import pytest
+
+from physrep.config import compose
+from physrep.results import read
+from physrep.tables import markdown, table
+
+FOLDERS = sorted(p.parent for p in Path("experiments").glob("*/results.jsonl"))
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=[f.name for f in FOLDERS])
+def test_the_table_is_a_function_of_the_rows(folder):
+    sections = table(read(folder / "results.jsonl"), compose([], "report").resamples)
+    assert markdown(sections, ["predictions.png"]) == (folder / "table.md").read_text()
+    assert (folder / "predictions.png").stat().st_size > 10_000
+
+
+def test_the_readme_shows_the_demos_table():
+    lines = (Path("experiments/demo/table.md").read_text()).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("| objective"))
+    shown = lines[start : start + 7]
+    readme = Path("README.md").read_text()
+    assert all(line in readme for line in shown)
+    assert "| views |" in shown[-1]
