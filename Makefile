@@ -18,7 +18,7 @@ $(READY): pyproject.toml
 	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
-demo: $(READY) ## from nothing to a table: simulate, pretrain, probe, report (about 8 minutes on two cores)
+demo: $(READY) ## from nothing to a table: simulate, pretrain, probe, report (about 7 minutes on two cores)
 	$(PY) -m physrep.simulate system=shear_flow preset=small
 	$(PY) -m physrep.fit experiment=demo objective=jepa
 	$(PY) -m physrep.fit experiment=demo objective=views
