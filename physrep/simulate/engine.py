@@ -250,7 +250,8 @@ def run(config: Any, folder: Path, jobs: Sequence[int], workers: int) -> Iterato
         return
     context = multiprocessing.get_context("spawn")
     waiting, processes, pipes = list(reversed(jobs)), [], list[Any]()
-    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the workers inherit this: an interrupt is for us to answer
+    # The workers inherit the mask: an interrupt is for us to answer, and one that comes meanwhile is kept for us.
+    heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         for _ in range(workers):
             here, there = context.Pipe()
@@ -260,7 +261,7 @@ def run(config: Any, folder: Path, jobs: Sequence[int], workers: int) -> Iterato
             processes.append(process)
             pipes.append(here)
             hand(here, waiting.pop())
-        signal.signal(signal.SIGINT, heard)
+        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
         while pipes:
             ready: list[Any] = wait(pipes)
             for pipe in ready:
@@ -271,7 +272,7 @@ def run(config: Any, folder: Path, jobs: Sequence[int], workers: int) -> Iterato
                     pipes.remove(pipe)
                     pipe.close()
     finally:
-        signal.signal(signal.SIGINT, heard)
+        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
         for process in processes:
             process.terminate()
             process.join()
