@@ -40,7 +40,7 @@ types: $(READY) ## types, strictly
 
 check: lint types test ## style, types and tests: what CI runs
 
-bench: $(READY) ## speed of reading and of training, side by side with the plain formulation
+bench: $(READY) ## speed of reading, beside plain h5py and raw bytes, and of training steps
 	$(PY) -m benchmarks.reader
 	$(PY) -m benchmarks.step
 
