@@ -37,10 +37,11 @@ def assemble(cfg: DictConfig) -> tuple[WellDataModule, Objective]:
     """Build data module and objective of a config, and try the encoder on the clips' sizes; weights follow the seed."""
     import torch
 
+    from physrep.run import build_objective
+
     data: WellDataModule = build(cfg.data, seed=cfg.seed)
     torch.manual_seed(cfg.seed)
-    encoder = build(cfg.encoder, channels=len(data.channels))
-    objective: Objective = build(cfg.objective, encoder=encoder, seed=cfg.seed)
+    objective = build_objective(cfg, data.meta())
     objective.config, data.clips = config_hash(cfg), objective.clips
     data.setup("fit")
     cut = [data.cut.get(dim, n) for dim, n in zip(data.header.dims, data.grid(), strict=True)]

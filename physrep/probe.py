@@ -90,13 +90,13 @@ def control_subject(control: str, cfg: DictConfig) -> Subject:
 
     from physrep.objectives.base import Objective
     from physrep.probes.embed import Source, mean_source, source_code, statistics_source
-    from physrep.run import digest
+    from physrep.run import build_encoder, digest
 
     data = build(cfg.data, seed=cfg.seed)
     if control != "random":
         return Subject(mean_source() if control == "mean" else statistics_source(), data, cfg)
     torch.manual_seed(cfg.seed)
-    encoder = build(cfg.encoder, channels=len(data.channels)).eval()
+    encoder = build_encoder(cfg, data.meta()).eval()
     mark = digest("random", OmegaConf.to_container(cfg.encoder), cfg.seed, source_code(encoder), torch.__version__)
     return Subject(Source("random", cfg.choices.encoder, Objective(encoder).encode, mark), data, cfg)
 

@@ -9,7 +9,7 @@ import pickle
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -22,9 +22,12 @@ import physrep
 from physrep.config import build, check, config_hash, diff, run_name
 from physrep.errors import UserError
 from physrep.files import read_yaml, write_text
+from physrep.signatures import prefixes_of, signature_of
 
 if TYPE_CHECKING:
+    from physrep.encoders.base import Encoder
     from physrep.frozen import Frozen
+    from physrep.objectives.base import Objective
 
 PACKAGES = ("torch", "lightning", "torchmetrics", "h5py", "numpy", "omegaconf", "timm")
 
@@ -124,6 +127,31 @@ def last_checkpoint(folder: Path, cfg: DictConfig) -> dict[str, Any]:
     return checkpoint
 
 
+def build_encoder(cfg: DictConfig, meta: Mapping[str, Any]) -> Encoder:
+    """Build the encoder of a config for data that `meta` describes; it is told what its signature asks for."""
+    encoder: Encoder = build(cfg.encoder, **_told(cfg, "encoder", meta))
+    return encoder
+
+
+def build_objective(cfg: DictConfig, meta: Mapping[str, Any]) -> Objective:
+    """Build the objective of a config with its encoder; it is told what its signature asks for."""
+    encoder = build_encoder(cfg, meta)
+    objective: Objective = build(cfg.objective, encoder=encoder, seed=cfg.seed, **_told(cfg, "objective", meta))
+    return objective
+
+
+def _told(cfg: DictConfig, group: str, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What a target may ask to be told of its data, by the names in its signature."""
+    facts = {
+        "channels": len(meta["channels"]),
+        "frames": meta["frames"],
+        "parameters": len(meta["targets"]),
+        "periodic": list(meta["periodic"]),
+    }
+    signature = signature_of(str(cfg[group]["_target_"]), prefixes_of(cfg.get("allow")), f"{group}._target_")
+    return {name: value for name, value in facts.items() if name in signature}
+
+
 def load(run: str | Path, allow: Sequence[str] = ()) -> Frozen:
     """Return a run's frozen encoder with its normaliser: `load(run).encode(clip)` takes a user's own raw arrays.
 
@@ -136,7 +164,7 @@ def load(run: str | Path, allow: Sequence[str] = ()) -> Frozen:
     cfg = read_config(folder, allow)
     checkpoint = last_checkpoint(folder, cfg)
     meta = checkpoint["physrep"]
-    objective = build(cfg.objective, encoder=build(cfg.encoder, channels=len(meta["channels"])), seed=cfg.seed)
+    objective = build_objective(cfg, meta)
     objective.load_state_dict(checkpoint["state_dict"], strict=True)
     return Frozen(objective, meta, step=int(checkpoint["global_step"]))
 

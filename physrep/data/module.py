@@ -21,7 +21,7 @@ from physrep.data.well import Array, Crop, Header, WellSplit
 from physrep.errors import UserError, did_you_mean
 
 SPLITS = ("train", "valid", "test")
-Clips = Literal["one", "next", "pair"]
+Clips = Literal["one", "frame", "next", "pair"]
 
 
 class Batch(TypedDict):
@@ -85,6 +85,14 @@ class WellDataModule(LightningDataModule):
     """
 
     targets: ClassVar[dict[str, str]] = {}
+    paper_targets: ClassVar[dict[str, str]] = {}
+    """the scales of arXiv 2603.13227, where it has the dataset: what `targets=paper` takes"""
+    start: ClassVar[tuple[str, ...]] = ()
+    """the fields whose first frame tells one initial condition from another; () for all"""
+    shared_starts: ClassVar[bool] = False
+    """whether the published files start from the same states in several files or splits"""
+    gigabytes: ClassVar[float | None] = None
+    """size of the published files, 1e9 bytes"""
 
     def __init__(
         self,
@@ -175,8 +183,7 @@ class WellDataModule(LightningDataModule):
 
     def windows(self, split: str, step: int | None = None) -> Array:
         """Return (trajectory, first frame) of the split's windows of one clip, [M, 2]."""
-        spans = 2 if self.clips == "next" else 1
-        span = (self.frames * spans - 1) * self.stride + 1
+        span = (self._frames_read() - 1) * self.stride + 1
         windows = self.splits[split].windows(span, step or self.step)
         if not len(windows):
             raise UserError(f"{self.folder}/data/{split}: holds no window; simulate or download more")
@@ -197,12 +204,16 @@ class WellDataModule(LightningDataModule):
 
     def _dataset(self, split: str, augment: bool) -> WindowDataset:
         mean, std = (np.array(self.statistics[k]) for k in ("theta_mean", "theta_std"))
-        frames = self.frames * (2 if self.clips == "next" else 1)
         theta, loose = (self.theta(split) - mean) / std, {}
         if augment:
             grid = dict(zip(self.header.dims, self.header.shape, strict=True))
             loose = {dim: grid[dim] for dim in self.periodic if self.shift and dim not in self.crop} | self.cut
-        return WindowDataset(self.splits[split], theta, frames, self.stride, self.crop, loose, self.periodic, self.seed)
+        frames, split_files = self._frames_read(), self.splits[split]
+        return WindowDataset(split_files, theta, frames, self.stride, self.crop, loose, self.periodic, self.seed)
+
+    def _frames_read(self) -> int:
+        """How many frames lie one after the other in a window: what `clips` asks for."""
+        return {"one": self.frames, "pair": self.frames, "frame": self.frames + 1, "next": 2 * self.frames}[self.clips]
 
     def loader(self, split: str, windows: Array | None = None) -> DataLoader[dict[str, Any]]:
         """Return a loader over a split in the order of its files, every window once, `eval_step` frames apart."""
@@ -275,5 +286,7 @@ class WellDataModule(LightningDataModule):
 
     def meta(self) -> dict[str, Any]:
         """Return what a frozen encoder must know of its data, as plain values."""
+        uncut = [dim in self.periodic and dim not in {*self.crop, *self.cut} for dim in self.header.dims]
         about = {"channels": self.channels, "frames": self.frames, "grid": self.grid(), "size": self.size}
+        about["periodic"] = uncut
         return about | {"targets": self.scales, "fingerprint": self.fingerprint} | self.statistics

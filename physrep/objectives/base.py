@@ -18,8 +18,8 @@ from physrep.optim import adamw, warmup_cosine
 class Objective(LightningModule):
     """Trains an encoder without labels. Subclasses write `losses(batch) -> {"loss": ..., term: ...}`.
 
-    `clips` is what a sample holds: one clip, a clip and the one after it, or a pair of clips of one trajectory, joined
-    along time. `encode` gives probes the tokens [B, N, D] of one clip.
+    `clips` is what a sample holds: one clip, a clip and the frame after it, a clip and the clip after it, or a pair of
+    clips of one trajectory, joined along time. `encode` gives probes the tokens [B, N, D] of one clip.
     """
 
     clips: ClassVar[Clips] = "one"
