@@ -44,7 +44,10 @@ def assemble(cfg: DictConfig) -> tuple[WellDataModule, Objective]:
     objective = build_objective(cfg, data.meta())
     objective.config, data.clips = config_hash(cfg), objective.clips
     data.setup("fit")
-    cut = [data.cut.get(dim, n) for dim, n in zip(data.header.dims, data.grid(), strict=True)]
+    if len(data.dims) != 2:
+        raise UserError(f"data.crop: clips of {data.name} have the axes {', '.join(data.dims)} and encoders take two; "
+                        f"cut one to a plane, such as data.crop.{data.dims[-1]}=[0,1]")  # fmt: skip
+    cut = [data.cut.get(dim, n) for dim, n in zip(data.dims, data.grid(), strict=True)]
     with torch.inference_mode():
         for grid in {tuple(data.size or data.grid()), tuple(data.size or cut)}:
             objective.encode(torch.zeros(1, len(data.channels), data.frames, *grid))

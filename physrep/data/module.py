@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypedDict
 
@@ -52,14 +52,18 @@ class WindowDataset(Dataset[dict[str, Any]]):
         loose: dict[str, int],
         periodic: Sequence[str],
         seed: int,
+        channels: Sequence[int] | None = None,
     ) -> None:
         self.split, self.theta, self.frames, self.stride = split, theta.astype(np.float32), frames, stride
-        self.crop, self.loose, self.periodic, self.seed = crop, loose, periodic, seed
+        self.crop, self.loose, self.periodic, self.seed, self.channels = crop, loose, periodic, seed, channels
+        thin = [2 + i for i, dim in enumerate(split.header.dims) if is_plane(crop, dim)]
+        self.thin = tuple(thin)
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
         draw, trajectory, *starts = key
         rng = np.random.default_rng(step_seed(self.seed, draw))
-        parts = [self.split.read(trajectory, t, self.frames, self.stride, self._place(rng)) for t in starts]
+        read = partial(self.split.read, trajectory, frames=self.frames, stride=self.stride, channels=self.channels)
+        parts = [read(t, crop=self._place(rng)).squeeze(self.thin) for t in starts]
         clip = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
         if not np.isfinite(clip).all():
             path = self.split.locate(trajectory)[0].path
@@ -76,12 +80,20 @@ class WindowDataset(Dataset[dict[str, Any]]):
         return place
 
 
+def is_plane(crop: Mapping[str, Sequence[int]], dim: str) -> bool:
+    """Say whether a crop leaves one cell of an axis, which is then dropped: a plane of a three-dimensional field."""
+    return dim in crop and crop[dim][1] - crop[dim][0] == 1
+
+
 class WellDataModule(LightningDataModule):
     """Windows of any dataset in The Well's format; a subclass says what is known of a system's physics.
 
-    `targets` maps the physical parameters to their scale (log10 or linear). Sizes are in frames and cells of the file;
-    `crop` is {dim: [from, to]}, for all splits. For training alone: `shift` moves clips along periodic axes, `cut`
-    takes {dim: cells} at a random place, `noise` is in units of the standardised fields.
+    `targets` maps the physical parameters to their scale (log10 or linear); `paper` takes the published scales.
+    `channels` names channels or whole fields to keep; `independent` leaves out those that follow from the others.
+    Sizes are in frames and cells of the file; `crop` is {dim: [from, to]}, for all splits, and drops an axis that it
+    cuts to one cell. For training alone: `shift` moves clips along periodic axes, `symmetries` mirrors and transposes
+    them as the equations allow, `cut` takes {dim: cells} at a random place, `noise` is in units of the standardised
+    fields.
     """
 
     targets: ClassVar[dict[str, str]] = {}
@@ -89,6 +101,12 @@ class WellDataModule(LightningDataModule):
     """the scales of arXiv 2603.13227, where it has the dataset: what `targets=paper` takes"""
     start: ClassVar[tuple[str, ...]] = ()
     """the fields whose first frame tells one initial condition from another; () for all"""
+    redundant: ClassVar[tuple[str, ...]] = ()
+    """channels that follow from the others or hardly vary: what `channels=independent` leaves out"""
+    mirrors: ClassVar[tuple[str, ...]] = ()
+    """axes whose reflection, with the signs of vectors and tensors, turns a solution into a solution"""
+    transposes: ClassVar[bool] = False
+    """whether exchanging the two axes does so, too"""
     shared_starts: ClassVar[bool] = False
     """whether the published files start from the same states in several files or splits"""
     gigabytes: ClassVar[float | None] = None
@@ -98,7 +116,8 @@ class WellDataModule(LightningDataModule):
         self,
         name: str,
         root: str | None = None,
-        targets: dict[str, str] | None = None,
+        targets: dict[str, str] | Literal["paper"] | None = None,
+        channels: list[str] | Literal["independent"] | None = None,
         frames: int = 16,
         stride: int = 1,
         step: int = 1,
@@ -106,6 +125,7 @@ class WellDataModule(LightningDataModule):
         crop: dict[str, list[int]] | None = None,
         size: list[int] | None = None,
         shift: bool = False,
+        symmetries: bool = False,
         cut: dict[str, int] | None = None,
         noise: float = 0.0,
         batch_size: int = 32,
@@ -126,7 +146,12 @@ class WellDataModule(LightningDataModule):
         base = Path(root or os.environ.get("THE_WELL_DATA_DIR") or "datasets")
         self.folder = base / name
         self.name: str = name
-        self.scales = dict(targets if targets is not None else self.targets)
+        if targets == "paper" and not self.paper_targets:
+            raise UserError("data.targets=paper: arXiv 2603.13227 has not this dataset; give scales by name")
+        named = self.paper_targets if targets == "paper" else self.targets if targets is None else targets
+        self.scales = dict(named)
+        self.kept = channels
+        self.symmetries = symmetries
         self.frames, self.stride, self.step, self.eval_step = frames, stride, step, eval_step or frames
         self.crop: dict[str, Sequence[int]] = dict(crop or {})
         self.size, self.shift, self.cut, self.noise = size, shift, cut or {}, noise
@@ -146,6 +171,9 @@ class WellDataModule(LightningDataModule):
             if scale not in {"log10", "linear"}:
                 raise UserError(f"data.targets.{name}: no such scale {scale!r}; choose log10 or linear")
         grid = dict(zip(train.header.dims, train.header.shape, strict=True))
+        if len(self.size or grid) != len([dim for dim in grid if not is_plane(self.crop, dim)]):
+            raise UserError(f"data.size: {self.size} does not suit clips of {len(grid)} axes; cut one to a plane with "
+                            "data.crop, or leave size out")  # fmt: skip
         for dim, size in self.cut.items():
             if dim not in grid or not 0 < size <= grid[dim]:
                 raise UserError(f"data.cut.{dim}: {size} cells do not fit the grid {grid} of {self.folder}")
@@ -164,12 +192,28 @@ class WellDataModule(LightningDataModule):
     @property
     def channels(self) -> list[str]:
         """The channels' names, [C]."""
-        return self.header.channels
+        return [self.header.channels[i] for i in self.chosen]
+
+    @cached_property
+    def chosen(self) -> list[int]:
+        """The numbers of the channels that are kept, in the files' order."""
+        names, fields = self.header.channels, [field for field, _ in self.header.components]
+        if self.kept is None:
+            return list(range(len(names)))
+        if self.kept == "independent":
+            return [i for i, name in enumerate(names) if name not in self.redundant]
+        if not self.kept:
+            raise UserError("data.channels: is empty; name some, or leave it out for all")
+        for name in self.kept:
+            if name not in {*names, *fields}:
+                raise UserError(f"data.channels: {self.folder} has no {name!r}{did_you_mean(name, [*names, *fields])}")
+        return [i for i, name in enumerate(names) if name in self.kept or fields[i] in self.kept]
 
     @cached_property
     def statistics(self) -> dict[str, list[float]]:
         """Mean and std of the channels [C] and of the scaled parameters [P], over the training split."""
-        mean, std = channel_statistics(self.splits["train"], self.name, self.folder / "stats.yaml", self.fingerprint)
+        every = channel_statistics(self.splits["train"], self.name, self.folder / "stats.yaml", self.fingerprint)
+        mean, std = (values[self.chosen] for values in every)
         theta = self.theta("train")
         if not np.isfinite(theta).all():
             raise UserError(f"{self.folder}: a parameter declared log10 is not positive; set its scale in data.targets")
@@ -208,8 +252,9 @@ class WellDataModule(LightningDataModule):
         if augment:
             grid = dict(zip(self.header.dims, self.header.shape, strict=True))
             loose = {dim: grid[dim] for dim in self.periodic if self.shift and dim not in self.crop} | self.cut
-        frames, split_files = self._frames_read(), self.splits[split]
-        return WindowDataset(split_files, theta, frames, self.stride, self.crop, loose, self.periodic, self.seed)
+        frames, files = self._frames_read(), self.splits[split]
+        kept = None if self.kept is None else self.chosen
+        return WindowDataset(files, theta, frames, self.stride, self.crop, loose, self.periodic, self.seed, kept)
 
     def _frames_read(self) -> int:
         """How many frames lie one after the other in a window: what `clips` asks for."""
@@ -245,13 +290,16 @@ class WellDataModule(LightningDataModule):
         return self.loader("test")
 
     def prepare_batch(self, raw: Mapping[str, Any], augment: bool) -> Batch:
-        """Turn a loader's raw batch into a Batch on its device; in training with noise, a function of (seed, draw)."""
+        """Turn a loader's raw batch into a Batch on its device; `augment` changes it at random, by (seed, draw)."""
         clip = raw["clip"]
+        generator = torch.Generator().manual_seed(step_seed(self.seed, int(raw["draw"][0])))
+        if augment and self.symmetries:
+            clip = transforms.mirror(clip, self._signs, generator)
+            clip = transforms.transpose(clip, self._exchange, generator) if self._exchange else clip
         clip = transforms.normalise(clip, self._mean.to(clip.device), self._std.to(clip.device))
         if self.size:
             clip = transforms.resize(clip, self.size)
         if augment and self.noise:
-            generator = torch.Generator().manual_seed(step_seed(self.seed, int(raw["draw"][0])))
             clip = transforms.add_noise(clip, self.noise, generator)
         return {"clip": clip, "theta": raw["theta"], "trajectory": raw["trajectory"]}
 
@@ -279,14 +327,36 @@ class WellDataModule(LightningDataModule):
         self._sampler.epoch, done = divmod(state_dict["batches"], len(self._sampler) // self.batch_size)
         self._sampler.skip = done * self.batch_size
 
+    @cached_property
+    def _signs(self) -> list[list[int]]:
+        """What mirroring each axis of a clip multiplies each channel by, [axes][C]; [] for an axis without mirror."""
+        parts = [self.header.components[i][1] for i in self.chosen]
+        return [[(-1) ** axes.count(dim) for axes in parts] if dim in self.mirrors else [] for dim in self.dims]
+
+    @cached_property
+    def _exchange(self) -> list[int]:
+        """Which channel stands in each one's place once the two axes are exchanged; [] where that is no symmetry."""
+        grid = self.size or [self.cut.get(dim, n) for dim, n in zip(self.dims, self.grid(), strict=True)]
+        if not self.transposes or len(set(grid)) > 1:
+            return []
+        other = dict(zip(self.dims, reversed(self.dims), strict=True))
+        parts = [self.header.components[i] for i in self.chosen]
+        turned = [(field, tuple(other[axis] for axis in axes)) for field, axes in parts]
+        return [parts.index(part) for part in turned] if set(turned) == set(parts) else []
+
+    @property
+    def dims(self) -> list[str]:
+        """The names of a clip's grid axes."""
+        return [dim for dim in self.header.dims if not is_plane(self.crop, dim)]
+
     def grid(self) -> list[int]:
         """Return the cells [H, W] (or [X, Y, Z]) of an evaluated clip before it is resized."""
-        grid = zip(self.header.dims, self.header.shape, strict=True)
-        return [high - low for low, high in (self.crop.get(dim, (0, n)) for dim, n in grid)]
+        grid = dict(zip(self.header.dims, self.header.shape, strict=True))
+        return [high - low for low, high in (self.crop.get(dim, (0, grid[dim])) for dim in self.dims)]
 
     def meta(self) -> dict[str, Any]:
         """Return what a frozen encoder must know of its data, as plain values."""
-        uncut = [dim in self.periodic and dim not in {*self.crop, *self.cut} for dim in self.header.dims]
+        uncut = [dim in self.periodic and dim not in {*self.crop, *self.cut} for dim in self.dims]
         about = {"channels": self.channels, "frames": self.frames, "grid": self.grid(), "size": self.size}
         about["periodic"] = uncut
         return about | {"targets": self.scales, "fingerprint": self.fingerprint} | self.statistics

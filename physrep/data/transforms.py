@@ -1,4 +1,4 @@
-"""What happens to a batch on the device: normalise, resize, add noise."""
+"""What happens to a batch on the device: normalise, resize, mirror and transpose, add noise."""
 
 from __future__ import annotations
 
@@ -23,6 +23,25 @@ def resize(clip: Tensor, size: Sequence[int]) -> Tensor:
     flat: Tensor = F.interpolate(clip.flatten(1, 2), tuple(size), mode="bilinear", antialias=True)
     resized: Tensor = flat.unflatten(1, clip.shape[1:3])
     return resized
+
+
+def mirror(clip: Tensor, signs: Sequence[Sequence[int]], generator: torch.Generator) -> Tensor:
+    """Mirror samples along a random choice of axes; clip [B, C, T, *S] in physical units.
+
+    `signs` [axes][C] is what each channel is multiplied by, [] for an axis that is left as it is.
+    """
+    for axis, sign in enumerate(signs, start=3):
+        chosen = (torch.rand(len(clip), generator=generator) < 0.5).to(clip.device)
+        if sign:
+            factors = torch.tensor(sign, dtype=clip.dtype, device=clip.device).view(-1, *(1,) * (clip.ndim - 2))
+            clip = torch.where(chosen.view(-1, *(1,) * (clip.ndim - 1)), clip.flip(axis) * factors, clip)
+    return clip
+
+
+def transpose(clip: Tensor, exchange: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Exchange the grid axes of a random half of the samples, and the components with them; clip [B, C, T, S, S]."""
+    chosen = (torch.rand(len(clip), generator=generator) < 0.5).to(clip.device)
+    return torch.where(chosen.view(-1, 1, 1, 1, 1), clip[:, list(exchange)].transpose(-1, -2), clip)
 
 
 def add_noise(clip: Tensor, std: float, generator: torch.Generator) -> Tensor:

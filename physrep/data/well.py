@@ -66,6 +66,11 @@ class Header:
         """The names of the channels [C]."""
         return [name for f in self.fields for name in f.channels(self.dims)]
 
+    @cached_property
+    def components(self) -> list[tuple[str, tuple[str, ...]]]:
+        """What each channel is: its field's name and its component's axes, () for a scalar, ("x", "y") for D_xy."""
+        return [(f.name, axes) for f in self.fields for axes in itertools.product(self.dims, repeat=f.rank)]
+
 
 @contextmanager
 def opened(path: Path) -> Iterator[h5py.File]:
@@ -216,33 +221,48 @@ class WellSplit:
             out.append(np.stack(np.meshgrid(ids, starts, indexing="ij"), -1).reshape(-1, 2))
         return np.concatenate(out).astype(np.int64)
 
-    def read(self, trajectory: int, start: int, frames: int, stride: int = 1, crop: Crop | None = None) -> Array:
+    def read(
+        self,
+        trajectory: int,
+        start: int,
+        frames: int,
+        stride: int = 1,
+        crop: Crop | None = None,
+        channels: Sequence[int] | None = None,
+    ) -> Array:
         """Return one window of one trajectory, [C, T, S1..SD] float32; `crop` ({dim: [from, to]}) cuts at the read.
 
-        A crop that ends beyond its axis goes on at the axis's beginning, as on a periodic domain.
+        A crop that ends beyond its axis goes on at the axis's beginning, as on a periodic domain. `channels` picks
+        some by number, rising; the other fields are not read.
         """
         header, row = self.locate(trajectory)
         pieces = [_pieces(n, *(crop or {}).get(dim, (0, n))) for dim, n in zip(header.dims, header.shape, strict=True)]
         shape = [sum(s.stop - s.start for s, _ in axis) for axis in pieces]
-        out = np.empty((len(header.channels), frames, *shape), np.float32)
-        file, at = self._open(header.path), 0
+        chosen = range(len(header.channels)) if channels is None else channels
+        out = np.empty((len(chosen), frames, *shape), np.float32)
+        file, first, at = self._open(header.path), 0, 0
         for f in header.fields:
-            data, width = file[f.path], len(header.dims) ** f.rank
+            width = len(header.dims) ** f.rank
+            components = [c - first for c in chosen if first <= c < first + width]
+            first += width
+            if not components:
+                continue
+            data = file[f.path]
             head: tuple[Any, ...] = (row,) * f.sample_varying
             head += (slice(start, start + (frames - 1) * stride + 1),) * f.time_varying
             try:
                 block = None if _run(header.shape, pieces) * width >= LONG_RUN else data[head]
                 for place in itertools.product(*pieces):
                     source = tuple(cells for cells, _ in place)
-                    target = (slice(at, at + width), slice(None), *(cells for _, cells in place))
+                    target = (slice(at, at + len(components)), slice(None), *(cells for _, cells in place))
                     index = (Ellipsis, *source, *(slice(None),) * f.rank)
                     values = data[head + source] if block is None else block[index]
                     values = values[::stride] if f.time_varying else values[None]
                     flat = values.reshape(*values.shape[: 1 + len(header.dims)], width)
-                    out[target] = np.moveaxis(flat, -1, 0)
+                    out[target] = np.moveaxis(flat if len(components) == width else flat[..., components], -1, 0)
             except OSError as error:
                 raise UserError(f"{header.path}: /{f.path} cannot be read; download or simulate it again") from error
-            at += width
+            at += len(components)
         return out
 
     def _open(self, path: Path) -> h5py.File:
