@@ -171,9 +171,10 @@ class WellDataModule(LightningDataModule):
             if scale not in {"log10", "linear"}:
                 raise UserError(f"data.targets.{name}: no such scale {scale!r}; choose log10 or linear")
         grid = dict(zip(train.header.dims, train.header.shape, strict=True))
-        if len(self.size or grid) != len([dim for dim in grid if not is_plane(self.crop, dim)]):
-            raise UserError(f"data.size: {self.size} does not suit clips of {len(grid)} axes; cut one to a plane with "
-                            "data.crop, or leave size out")  # fmt: skip
+        axes = [dim for dim in grid if not is_plane(self.crop, dim)]
+        if self.size and len(self.size) != len(axes):
+            axes_named = ", ".join(axes)
+            raise UserError(f"data.size: {self.size} is not of the clips' axes {axes_named}; give {len(axes)} numbers")
         for dim, size in self.cut.items():
             if dim not in grid or not 0 < size <= grid[dim]:
                 raise UserError(f"data.cut.{dim}: {size} cells do not fit the grid {grid} of {self.folder}")

@@ -1,0 +1,134 @@
+"""Mirror images and exchanged axes are solutions again, checked on the equations; channels can be left out."""
+
+import numpy as np
+import pytest
+import torch
+
+from physrep.data import transforms
+from physrep.data.active_matter import ActiveMatter
+from physrep.data.rayleigh_benard import RayleighBenard
+from physrep.data.shear_flow import ShearFlow
+from physrep.data.well import write
+from physrep.errors import UserError
+from physrep.simulate import active_matter, rayleigh_benard, shear_flow
+
+
+def one_draw(bits):
+    """A generator stand-in is no option: find a seed whose first uniform numbers fall on the sides of 0.5 asked for."""
+    for seed in range(1000):
+        generator = torch.Generator().manual_seed(seed)
+        if [bool(torch.rand(1, generator=generator) < 0.5) for _ in bits] == list(bits):
+            return torch.Generator().manual_seed(seed)
+    raise AssertionError
+
+
+def clip_of(fields):
+    """Fields [B, T, X, Y, ...] of a solver as a clip [B, C, T, X, Y], in their order."""
+    return torch.cat([v.flatten(4).movedim(-1, 1) if v.ndim > 4 else v[:, None] for v in fields.values()], 1)
+
+
+def module_of(kind, tmp_path, fields, coords, boundaries, **options):
+    """A data module over one trajectory of a solver's fields, for its table of signs."""
+    for split in ("train", "valid", "test"):
+        path = tmp_path / "set" / "data" / split / "a.hdf5"
+        arrays = {k: v.numpy() for k, v in fields.items()}
+        grid = {k: v.numpy() for k, v in coords.items()}
+        write(path, "set", arrays, dict.fromkeys(kind.targets, 1.0), grid, np.arange(4.0), boundaries)
+    return kind("set", root=str(tmp_path), frames=2, batch_size=1, **options)
+
+
+def image(data, clip, mirrored, exchanged):
+    """The clip mirrored along the axes asked for, then exchanged, by the module's own table."""
+    out = transforms.mirror(clip, data._signs, one_draw(mirrored))
+    return transforms.transpose(out, data._exchange, one_draw([True])) if exchanged else out
+
+
+@pytest.mark.parametrize("mirrored", [(True, False), (False, True)])
+@pytest.mark.parametrize("exchanged", [False, True])
+def test_active_matter(tmp_path, mirrored, exchanged):
+    """The solver, started from the image of a state, arrives at the image of the state's future."""
+    solver = active_matter.ActiveMatter((16, 16), length=5.0, dtype=torch.float64)
+    theta = {"alpha": torch.tensor([-3.0]), "zeta": torch.tensor([2.0])}
+    state = solver.initial(torch.Generator().manual_seed(0), order=0.4)[None]
+    fields = solver.simulate(theta, state, 4, 0.25)
+    data = module_of(ActiveMatter, tmp_path, fields, solver.coords(), solver.boundaries)
+    clip = clip_of(fields)
+    want = image(data, clip, mirrored, exchanged)
+    names = data.channels
+    start = dict(zip(names, want[:, :, 0].unbind(1), strict=True))
+    q, r, c = start["D_xx"] - start["D_yy"], 2 * start["D_xy"], start["concentration"]
+    got = clip_of(solver.simulate(theta, torch.stack([q, r, c], 1), 4, 0.25))
+    torch.testing.assert_close(got, want, atol=1e-9, rtol=1e-9)
+    assert (want - clip).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("mirrored", [(True, False), (False, True)])
+@pytest.mark.parametrize("exchanged", [False, True])
+def test_shear_flow(tmp_path, mirrored, exchanged):
+    solver = shear_flow.ShearFlow((24, 24), length=(1.0, 1.0), dtype=torch.float64)
+    theta = {"Reynolds": torch.tensor([100.0]), "Schmidt": torch.tensor([0.5])}
+    state = solver.initial(torch.Generator().manual_seed(0))[None]
+    fields = solver.simulate(theta, state, 4, 0.2)
+    data = module_of(ShearFlow, tmp_path, fields, solver.coords(), solver.boundaries)
+    want = image(data, clip_of(fields), mirrored, exchanged)
+    tracer, _, u, v = want[:, :, 0].unbind(1)
+    got = clip_of(solver.simulate(theta, torch.stack([u, v, tracer], 1), 4, 0.2))
+    torch.testing.assert_close(got, want, atol=1e-9, rtol=1e-9)
+
+
+def test_convection_is_mirrored_along_the_plates_alone(tmp_path):
+    solver = rayleigh_benard.RayleighBenard((32, 16), dtype=torch.float64)
+    theta = {"Rayleigh": torch.tensor([2e4]), "Prandtl": torch.tensor([1.0])}
+    state = solver.initial(torch.Generator().manual_seed(0))[None]
+    fields = solver.simulate(theta, state, 4, 1.0)
+    data = module_of(RayleighBenard, tmp_path, fields, solver.coords(), solver.boundaries)
+    assert (data._signs[1], data._exchange) == ([], [])
+    want = image(data, clip_of(fields), (True, True), False)
+    got = clip_of(solver.simulate(theta, state.flip(1), 4, 1.0))
+    torch.testing.assert_close(got, want, atol=1e-8, rtol=1e-8)
+
+
+def test_training_alone_is_changed_and_each_draw_has_its_own(datasets):
+    same_data = {"root": str(datasets), "frames": 4, "batch_size": 8, "cut": {"y": 16}}
+    plain, changed = (ShearFlow("shear_flow_tiny", symmetries=s, **same_data) for s in (False, True))
+    for data in (plain, changed):
+        data.setup("fit")
+    raw = next(iter(changed.train_dataloader()))
+    one, other = (data.prepare_batch(raw, augment=True)["clip"] for data in (plain, changed))
+    same = [bool((a == b).all()) for a, b in zip(one, other, strict=True)]
+    assert not all(same)
+    torch.testing.assert_close(changed.prepare_batch(raw, augment=True)["clip"], other)
+    torch.testing.assert_close(changed.prepare_batch(raw, augment=False)["clip"], one)
+
+
+def test_channels_can_be_left_out(datasets):
+    every = ShearFlow("shear_flow_tiny", root=str(datasets), frames=4, batch_size=2)
+    some = ShearFlow("shear_flow_tiny", root=str(datasets), frames=4, batch_size=2, channels=["velocity_y", "tracer"])
+    field = ShearFlow("shear_flow_tiny", root=str(datasets), frames=4, batch_size=2, channels=["velocity"])
+    assert some.channels == ["tracer", "velocity_y"]
+    assert field.channels == ["velocity_x", "velocity_y"]
+    clips = []
+    for data in (every, some):
+        data.setup("fit")
+        clips.append(data.prepare_batch(next(iter(data.val_dataloader())), augment=False)["clip"])
+    torch.testing.assert_close(clips[0][:, [0, 3]], clips[1])
+    assert some.meta()["channels"] == ["tracer", "velocity_y"]
+    assert len(some.meta()["mean"]) == 2
+    assert field._exchange == []  # 16 x 32 cells are not square
+    with pytest.raises(UserError, match=r"data\.channels: .* has no 'velocityx'; did you mean velocity_x"):
+        _ = ShearFlow("shear_flow_tiny", root=str(datasets), channels=["velocityx"]).channels
+
+
+def test_independent_channels_hold_the_others(tmp_path):
+    """What `channels=independent` leaves out of active matter follows from what it keeps."""
+    solver = active_matter.ActiveMatter((16, 16), dtype=torch.float64)
+    theta = {"alpha": torch.tensor([-4.0]), "zeta": torch.tensor([3.0])}
+    fields = solver.simulate(theta, solver.initial(torch.Generator().manual_seed(1))[None], 4, 1.0)
+    data = module_of(ActiveMatter, tmp_path, fields, solver.coords(), solver.boundaries, channels="independent")
+    assert data.channels == ["velocity_x", "velocity_y", "D_xx", "D_xy", "E_xx", "E_xy"]
+    every = dict(zip(data.header.channels, clip_of(fields)[0], strict=True))
+    torch.testing.assert_close(every["D_yx"], every["D_xy"])
+    torch.testing.assert_close(every["E_yx"], every["E_xy"])
+    torch.testing.assert_close(every["E_yy"], -every["E_xx"])
+    torch.testing.assert_close(every["D_yy"], every["concentration"] - every["D_xx"])
+    assert every["concentration"].std() < 0.02
