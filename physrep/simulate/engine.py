@@ -29,6 +29,7 @@ from physrep.progress import track
 
 SPLITS = ("train", "valid", "test")
 MANIFEST = "simulation.yaml"
+PROCESS = 650_000_000  # bytes of a process with torch, before it simulates
 
 
 class Solver(Protocol):
@@ -86,6 +87,11 @@ class Ensemble:
     def bytes_per_trajectory(self) -> int:
         """Return what a trajectory takes on disk."""
         return sum(4 * math.prod(self.shape(field)) for field in self.solver.fields)
+
+    def bytes_in_memory(self) -> int:
+        """Return about what a process needs: itself, a combination's trajectories, a file twice, a batch thrice."""
+        held = sum(self.trajectories.values()) + 2 * max(self.trajectories.values()) + 3 * self.batch
+        return PROCESS + held * self.bytes_per_trajectory()
 
     def generator(self, split: str, combination: int, trajectory: int) -> torch.Generator:
         """Return the source of randomness of one trajectory."""
@@ -161,14 +167,19 @@ def simulate(cfg: DictConfig) -> None:
     each = sum(ensemble.trajectories.values())
     size, free = each * ensemble.bytes_per_trajectory(), free_bytes(folder)
     had = f", of which {len(stems) - len(todo)} are there" if len(todo) < len(stems) else ""
+    workers = min(len(todo), cfg.workers or (1 if on_gpu else len(os.sched_getaffinity(0))))
+    memory, there = workers * ensemble.bytes_in_memory(), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     print(
-        f"{folder}: {len(stems)} parameter combinations of {each} trajectories{had}, {amount(len(stems) * size)}",
+        f"{folder}: {len(stems)} parameter combinations of {each} trajectories{had}, {amount(len(stems) * size)}; "
+        f"{workers} processes, about {amount(memory)} of memory",
         flush=True,
     )
+    if memory > there:
+        raise UserError(f"workers: {workers} need {amount(memory)} of memory and the machine has {amount(there)}; "
+                        "lower workers, system.batch or system.trajectories")  # fmt: skip
     if len(todo) * size > free:
         raise UserError(f"{folder}: needs {amount(len(todo) * size)} and the disk has {amount(free)} free; "
                         "set root=... to another disk or lower system.trajectories")  # fmt: skip
-    workers = min(len(todo), cfg.workers or (1 if on_gpu else len(os.sched_getaffinity(0))))
     try:
         for _ in track(run(config, folder, todo, workers), folder.name, len(todo)):
             pass

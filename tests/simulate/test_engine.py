@@ -21,7 +21,7 @@ import torch
 from omegaconf import OmegaConf
 
 import physrep
-from physrep.config import build
+from physrep.config import build, compose
 from physrep.data.well import WellSplit
 from physrep.errors import UserError
 from physrep.simulate import engine
@@ -308,3 +308,16 @@ def test_the_wells_own_reader_sees_the_same_numbers(whole: Path) -> None:
     assert item["boundary_conditions"].tolist() == [[2.0, 2.0], [2.0, 2.0]]
     np.testing.assert_allclose(item["input_time_grid"].numpy(), [0.0, 0.2], rtol=1e-6)
     assert item["space_grid"].shape == (16, 32, 2)
+
+
+def test_a_plan_that_does_not_fit_into_memory_is_refused_before_it_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "PROCESS", 10**15)
+    with pytest.raises(UserError, match=r"workers: 2 need 2000000.* of memory .* lower workers"):
+        engine.simulate(compose(["system=shear_flow", "preset=tiny", f"root={tmp_path}", "workers=2"], base="simulate"))
+    assert not list(tmp_path.rglob("*.hdf5"))
+
+
+def test_memory_counts_what_a_process_holds():
+    ensemble = build(compose(["system=shear_flow", "preset=tiny"], base="simulate").system)
+    size = 4 * 33 * 32 * 64 * 4  # bytes, frames, cells, channels of a trajectory
+    assert ensemble.bytes_in_memory() == engine.PROCESS + (10 + 2 * 6 + 3 * 12) * size
