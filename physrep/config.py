@@ -30,7 +30,8 @@ Key = tuple[str, ...]
 
 RESERVED = {"_target_", "_partial_"}
 NOT_RUNS = {  # keys that change no weight of a run
-    "runs", "run", "experiment", "dry_run", "allow", "choices", "probe", "controls", "checkpoint_every",
+    "runs", "run", "experiment", "dry_run", "allow", "choices", "probe", "controls", "sweep",
+    "checkpoint_every",
     "data.root", "data.num_workers", "data.eval_step",
 }  # fmt: skip
 OPTIONS = {

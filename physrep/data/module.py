@@ -92,8 +92,8 @@ class WellDataModule(LightningDataModule):
     `channels` names channels or whole fields to keep; `independent` leaves out those that follow from the others.
     Sizes are in frames and cells of the file; `crop` is {dim: [from, to]}, for all splits, and drops an axis that it
     cuts to one cell. For training alone: `shift` moves clips along periodic axes, `symmetries` mirrors and transposes
-    them as the equations allow, `cut` takes {dim: cells} at a random place, `noise` is in units of the standardised
-    fields.
+    them as the equations allow, `cut` takes {dim: cells} at a random place, `dropout` is the share of channels that are
+    set to their mean, clip by clip, `noise` is in units of the standardised fields.
     """
 
     targets: ClassVar[dict[str, str]] = {}
@@ -127,6 +127,7 @@ class WellDataModule(LightningDataModule):
         shift: bool = False,
         symmetries: bool = False,
         cut: dict[str, int] | None = None,
+        dropout: float = 0.0,
         noise: float = 0.0,
         batch_size: int = 32,
         num_workers: int = 0,
@@ -156,6 +157,9 @@ class WellDataModule(LightningDataModule):
         self.crop: dict[str, Sequence[int]] = dict(crop or {})
         self.size, self.shift, self.cut, self.noise = size, shift, cut or {}, noise
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        if not 0 <= dropout < 1:
+            raise UserError(f"data.dropout={dropout}: is a share of the channels; give 0 or more and less than 1")
+        self.dropout = dropout
         self.clips: Clips = "one"
 
     @cached_property
@@ -300,6 +304,8 @@ class WellDataModule(LightningDataModule):
         clip = transforms.normalise(clip, self._mean.to(clip.device), self._std.to(clip.device))
         if self.size:
             clip = transforms.resize(clip, self.size)
+        if augment and self.dropout:
+            clip = transforms.drop_channels(clip, self.dropout, generator)
         if augment and self.noise:
             clip = transforms.add_noise(clip, self.noise, generator)
         return {"clip": clip, "theta": raw["theta"], "trajectory": raw["trajectory"]}

@@ -1,4 +1,4 @@
-"""What happens to a batch on the device: normalise, resize, mirror and transpose, add noise."""
+"""What happens to a batch on the device: normalise, resize, mirror, transpose, drop channels, add noise."""
 
 from __future__ import annotations
 
@@ -42,6 +42,12 @@ def transpose(clip: Tensor, exchange: Sequence[int], generator: torch.Generator)
     """Exchange the grid axes of a random half of the samples, and the components with them; clip [B, C, T, S, S]."""
     chosen = (torch.rand(len(clip), generator=generator) < 0.5).to(clip.device)
     return torch.where(chosen.view(-1, 1, 1, 1, 1), clip[:, list(exchange)].transpose(-1, -2), clip)
+
+
+def drop_channels(clip: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Set a random `share` of the channels of every standardised clip [B, C, T, *S] to zero, their mean."""
+    kept = (torch.rand(clip.shape[:2], generator=generator) >= share).to(clip.device)
+    return clip * kept.view(*kept.shape, *(1,) * (clip.ndim - 2))
 
 
 def add_noise(clip: Tensor, std: float, generator: torch.Generator) -> Tensor:

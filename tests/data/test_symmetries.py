@@ -132,3 +132,17 @@ def test_independent_channels_hold_the_others(tmp_path):
     torch.testing.assert_close(every["E_yy"], -every["E_xx"])
     torch.testing.assert_close(every["D_yy"], every["concentration"] - every["D_xx"])
     assert every["concentration"].std() < 0.02
+
+
+def test_dropped_channels_are_flat_in_training_alone(datasets):
+    data = ShearFlow("shear_flow_tiny", root=str(datasets), frames=4, batch_size=16, dropout=0.4)
+    data.setup("fit")
+    raw = next(iter(data.train_dataloader()))
+    clip = data.prepare_batch(raw, augment=True)["clip"]
+    dropped = (clip == 0).flatten(2).all(2)
+    assert 0.15 < dropped.float().mean() < 0.65
+    kept = ~dropped
+    torch.testing.assert_close(clip[kept], data.prepare_batch(raw, augment=False)["clip"][kept])
+    assert not (data.prepare_batch(raw, augment=False)["clip"] == 0).flatten(2).all(2).any()
+    with pytest.raises(UserError, match=r"data\.dropout=1: is a share"):
+        ShearFlow("shear_flow_tiny", dropout=1)
