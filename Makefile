@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast lint types check bench dashboard clean
+.PHONY: help install data verify show demo test test-fast lint types check bench dashboard clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -18,8 +18,24 @@ $(READY): pyproject.toml
 	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
+ifneq ($(filter data verify show,$(MAKECMDGOALS)),)
+ifndef DATA
+$(error DATA is missing; say which of conf/data, as in: make $(MAKECMDGOALS) DATA=shear_flow)
+endif
+endif
+
+data: $(READY) ## download DATA=shear_flow or another dataset of The Well, from where it stopped
+	$(PY) -m physrep.download data=$(DATA)
+
+verify: $(READY) ## check the files of DATA=shear_flow or another dataset
+	$(PY) -m physrep.verify data=$(DATA)
+
+show: $(READY) ## a picture and an animation of DATA=shear_flow_small or another dataset, in figures/
+	$(PY) -m physrep.show data=$(DATA)
+
 demo: $(READY) ## from nothing to a table: simulate, pretrain, probe, report (about 7 minutes on two cores)
 	$(PY) -m physrep.simulate system=shear_flow preset=small
+	$(PY) -m physrep.fit experiment=demo objective=random
 	$(PY) -m physrep.fit experiment=demo objective=jepa
 	$(PY) -m physrep.fit experiment=demo objective=views
 	$(PY) -m physrep.probe experiment=demo

@@ -76,12 +76,15 @@ def fit(cfg: DictConfig) -> Path:
     record_provenance(folder, data.fingerprint, step)
     print(f"{folder}: {f'resumes at step {step}' if step else 'starts'}, {describe(objective)}", file=sys.stderr)
     began = time.monotonic()
-    trainer.fit(objective, datamodule=data, ckpt_path=str(last) if step else None, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    trainer.save_checkpoint(last)
-    if trainer.global_step % trainer.val_check_batch:
+    if objective.trains:
+        trainer.fit(objective, datamodule=data, ckpt_path=str(last) if step else None, weights_only=True)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        trainer.save_checkpoint(last)
+    if not objective.trains or trainer.global_step % trainer.val_check_batch:
         trainer.validate(objective, datamodule=data, verbose=False)
+    if not objective.trains:
+        trainer.save_checkpoint(last)
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if math.isfinite(v)}
     write_text(summary, json.dumps({"step": trainer.global_step, "metrics": metrics}, indent=1))
     shown = ", ".join(f"{k} {v:.3g}" for k, v in metrics.items() if k in {"valid/loss", "probe/mse", "rank/effective"})

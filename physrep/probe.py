@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from physrep.data.module import WellDataModule
     from physrep.probes.embed import Source
 
-CONTROLS = ("mean", "statistics", "random")
+CONTROLS = ("mean", "statistics")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -54,7 +54,7 @@ class Subject:
 def subjects(cfg: DictConfig, folder: Path, changes: Sequence[str]) -> Iterator[Subject]:
     """Yield the controls and the runs: that of the config or the finished ones in the experiment's folder.
 
-    Controls are made for the data, encoder and seed of every run, or of the config where there is no run. What the
+    Controls are made for the data of every run, or of the config where there is no run. What the
     command line says of the data (`changes`) holds for all of them.
     """
     from physrep.run import read_config
@@ -76,7 +76,7 @@ def subjects(cfg: DictConfig, folder: Path, changes: Sequence[str]) -> Iterator[
     made: list[Any] = []
     for config in list(held.values()) or [cfg]:
         for control in cfg.controls:
-            of = [control, config.data, *([config.encoder, config.seed] if control == "random" else [])]
+            of = [control, config.data]
             if of not in made:
                 made.append(of)
                 yield control_subject(control, config)
@@ -85,20 +85,10 @@ def subjects(cfg: DictConfig, folder: Path, changes: Sequence[str]) -> Iterator[
 
 
 def control_subject(control: str, cfg: DictConfig) -> Subject:
-    """Make a control: predicting the mean, hand-made statistics, or the encoder untrained."""
-    import torch
+    """Make a control that has no encoder: predicting the mean, or hand-made statistics."""
+    from physrep.probes.embed import mean_source, statistics_source
 
-    from physrep.objectives.base import Objective
-    from physrep.probes.embed import Source, mean_source, source_code, statistics_source
-    from physrep.run import build_encoder, digest
-
-    data = build(cfg.data, seed=cfg.seed)
-    if control != "random":
-        return Subject(mean_source() if control == "mean" else statistics_source(), data, cfg)
-    torch.manual_seed(cfg.seed)
-    encoder = build_encoder(cfg, data.meta()).eval()
-    mark = digest("random", OmegaConf.to_container(cfg.encoder), cfg.seed, source_code(encoder), torch.__version__)
-    return Subject(Source("random", cfg.choices.encoder, Objective(encoder).encode, mark), data, cfg)
+    return Subject(mean_source() if control == "mean" else statistics_source(), build(cfg.data, seed=cfg.seed), cfg)
 
 
 def run_subject(run: Path, cfg: DictConfig, allow: Sequence[str]) -> Subject:

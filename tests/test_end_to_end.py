@@ -18,7 +18,7 @@ def physrep(verb, *arguments, cwd):
 def test_simulate_fit_probe_report(tmp_path):
     small = ["data=shear_flow_tiny",  "data.batch_size=8", "trainer.max_steps=4"]  # fmt: skip
     physrep("simulate", "system=shear_flow", "preset=tiny", cwd=tmp_path)
-    for objective in ("jepa", "views"):
+    for objective in ("random", "jepa", "views"):
         physrep("fit", "experiment=demo", f"objective={objective}", *small, cwd=tmp_path)
     physrep("probe", "experiment=demo", *small, "probe.attentive.epochs=2", cwd=tmp_path)
     table = physrep("report", "experiment=demo", cwd=tmp_path)

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import physrep
+from physrep.config import compose
 from physrep.errors import UserError
-from physrep.fit import main
+from physrep.fit import assemble, fit, main
 
 CONF = Path("conf").resolve()
 
@@ -254,3 +256,14 @@ def test_load_encodes_a_users_arrays(finished, datasets):
     torch.testing.assert_close(tokens, frozen.encode(prepared, normalised=True))
     with pytest.raises(UserError, match="expected .* with channels tracer, pressure"):
         frozen.encode(raw["clip"][:, :3])
+
+
+def test_random_is_kept_as_it_was_initialised(datasets, tmp_path):
+    argv = ["data=shear_flow_tiny", f"data.root={datasets}", f"runs={tmp_path}", "objective=random", "seed=3"]
+    folder = fit(compose(argv))
+    made = assemble(compose(argv))[1].encoder.state_dict()
+    kept = physrep.load(folder)
+    assert kept.step == 0
+    assert all(torch.equal(made[k], v) for k, v in kept.objective.encoder.state_dict().items())
+    assert "probe/mse" in json.loads((folder / "summary.json").read_text())["metrics"]
+    assert fit(compose(argv)) == folder

@@ -24,9 +24,9 @@ def arguments(datasets: Path, runs: Path, *more: str) -> list[str]:
 @pytest.fixture(scope="module")
 def probed(datasets, tmp_path_factory):
     runs = tmp_path_factory.mktemp("runs")
-    for objective in ("jepa", "views"):
+    for objective in ("random", "jepa", "views"):
         fit(arguments(datasets, runs, f"objective={objective}"))
-    probe.main(arguments(datasets, runs, "controls=[mean,statistics,random]", "probe.attentive.epochs=2"))
+    probe.main(arguments(datasets, runs, "controls=[mean,statistics]", "probe.attentive.epochs=2"))
     return runs
 
 
@@ -54,7 +54,7 @@ def test_a_row_for_every_objective_probe_and_parameter(probed):
 def test_run_again_recomputes_nothing(probed, datasets, capsys, monkeypatch):
     before = (probed / "dev" / "results.jsonl").read_bytes()
     monkeypatch.setattr("physrep.probes.embed.embed", lambda *_: pytest.fail("embedded again"))
-    probe.main(arguments(datasets, probed, "controls=[mean,statistics,random]", "probe.attentive.epochs=2"))
+    probe.main(arguments(datasets, probed, "controls=[mean,statistics]", "probe.attentive.epochs=2"))
     assert "complete already" in capsys.readouterr().out
     assert (probed / "dev" / "results.jsonl").read_bytes() == before
 
@@ -83,7 +83,7 @@ def test_unfinished_runs_are_skipped_or_refused(probed, datasets, tmp_path, caps
 def test_mistakes(probed, datasets, tmp_path):
     cases = {
         "holds no finished run; train one first": arguments(datasets, tmp_path),
-        "did you mean random": arguments(datasets, tmp_path, "controls=[randm]"),
+        "did you mean mean": arguments(datasets, tmp_path, "controls=[maen]"),
         "not a run folder": arguments(datasets, tmp_path, f"run={tmp_path}"),
         "names no parameter to estimate": arguments(datasets, tmp_path, "controls=[mean]", "data.targets={}"),
         "did you mean ridge": arguments(datasets, tmp_path, "probe=rigde"),
@@ -109,9 +109,9 @@ def test_controls_and_runs_are_probed_on_the_same_windows(probed, datasets, tmp_
     """Whatever the command line changes of the data holds for both, and a run's own data need not be named again."""
     shutil.copytree(probed / "dev", tmp_path / "dev", ignore=shutil.ignore_patterns("*.jsonl", "embeddings"))
     (run,) = (tmp_path / "dev").glob("*views*")
-    probe.main([f"run={run}", "controls=[statistics,random]", "probe=ridge", "data.eval_step=4"])
+    probe.main([f"run={run}", "controls=[statistics]", "probe=ridge", "data.eval_step=4"])
     rows = read(tmp_path / "dev" / "results.jsonl")
-    assert {r.objective for r in rows} == {"statistics", "random", "views"}
+    assert {r.objective for r in rows} == {"statistics", "views"}
     assert {(r.data, r.n, r.fingerprint) for r in rows} == {("shear_flow_tiny", 12 * 4, rows[0].fingerprint)}
     assert {r.encoder for r in rows} == {"", "conv_tiny"}
 

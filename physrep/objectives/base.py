@@ -23,6 +23,7 @@ class Objective(LightningModule):
     """
 
     clips: ClassVar[Clips] = "one"
+    trains: ClassVar[bool] = True
 
     def __init__(
         self,
