@@ -1,8 +1,9 @@
-"""Files that are whole or absent."""
+"""Files that are whole or absent, and the room for them."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,3 +75,14 @@ def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
     if not isinstance(held, dict):
         raise UserError(f"{path}: not a mapping of keys to values; {remedy}")
     return {str(k): v for k, v in held.items()}
+
+
+def free_bytes(folder: Path) -> int:
+    """Return what is free where the folder is, or will be."""
+    there = next(place for place in (folder.resolve(), *folder.resolve().parents) if place.exists())
+    return shutil.disk_usage(there).free
+
+
+def amount(size: float) -> str:
+    """Return a number of bytes as text."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

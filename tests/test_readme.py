@@ -12,7 +12,9 @@ from physrep.fit import main as fit
 README = Path("README.md").read_text()
 BLOCKS = dict.fromkeys(re.findall(r"```(\w+)\n(.*?)```", README, re.S))
 COMMANDS = [line.split(" #")[0].strip() for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()]
-VERBS = {"fit": "config", "probe": "config", "simulate": "simulate", "report": "report"}
+VERBS = {"fit": "config", "probe": "config", "sweep": "config"} | {
+    verb: verb for verb in ("simulate", "report", "show", "verify", "download")
+}
 
 
 def targets() -> set[str]:
@@ -28,7 +30,7 @@ def test_command(command):
         package, _, verb = words[2].partition(".")
         assert package == "physrep"
         options = [w for w in words[3:] if w.startswith("-")]
-        assert set(options) <= {"--help", "--cfg", "--list", "--dry-run"}
+        assert set(options) <= {"--help", "--cfg", "--list", "--dry-run", "--status"}
         if "--list" not in options:
             compose([w for w in words[3:] if not w.startswith("-")], VERBS[verb])
     else:

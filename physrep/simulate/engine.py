@@ -6,7 +6,6 @@ import itertools
 import math
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from torch import Tensor
 from physrep.config import build
 from physrep.data.well import write
 from physrep.errors import UserError
-from physrep.files import read_yaml, write_text
+from physrep.files import amount, free_bytes, read_yaml, write_text
 from physrep.progress import track
 
 SPLITS = ("train", "valid", "test")
@@ -234,17 +233,6 @@ def leaves(node: Any, key: str = "") -> dict[str, Any]:
     if not isinstance(node, Mapping):
         return {key: node}
     return {k: v for name, inner in node.items() for k, v in leaves(inner, f"{key}.{name}" if key else name).items()}
-
-
-def free_bytes(folder: Path) -> int:
-    """Return what is free where the folder is, or will be."""
-    there = next(place for place in (folder.resolve(), *folder.resolve().parents) if place.exists())
-    return shutil.disk_usage(there).free
-
-
-def amount(size: float) -> str:
-    """Return a number of bytes as text."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 def run(config: Any, folder: Path, jobs: Sequence[int], workers: int) -> Iterator[int]:
