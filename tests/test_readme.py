@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from physrep.config import compose
+from physrep.config import compose, grid
 from physrep.fit import main as fit
 
 README = Path("README.md").read_text()
@@ -32,7 +32,8 @@ def test_command(command):
         options = [w for w in words[3:] if w.startswith("-")]
         assert set(options) <= {"--help", "--cfg", "--list", "--dry-run", "--status"}
         if "--list" not in options:
-            compose([w for w in words[3:] if not w.startswith("-")], VERBS[verb])
+            for line in grid([w for w in words[3:] if not w.startswith("-")]):
+                compose(line, VERBS[verb])
     else:
         assert words[0] in {"git", "cd", "tensorboard"}, f"{command}: nothing tests it"
 
