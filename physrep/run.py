@@ -109,7 +109,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         contents: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, OSError, EOFError, BadZipFile, pickle.UnpicklingError, KeyError) as error:
-        reason = str(error).splitlines()[0][:120]
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise UserError(f"{path}: not a readable checkpoint ({reason}); delete it and run fit again") from error
     return contents
 
@@ -164,6 +164,8 @@ def load(run: str | Path, allow: Sequence[str] = ()) -> Frozen:
     cfg = read_config(folder, allow)
     checkpoint = last_checkpoint(folder, cfg)
     meta = checkpoint["physrep"]
+    if "weights" in cfg.encoder:
+        cfg.encoder.weights = None  # what the run began with, which may be gone by now
     objective = build_objective(cfg, meta)
     objective.load_state_dict(checkpoint["state_dict"], strict=True)
     return Frozen(objective, meta, step=int(checkpoint["global_step"]))

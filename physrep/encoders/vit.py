@@ -24,7 +24,8 @@ class VisionTransformer(Encoder):
 
     clip [B, C, T, H, W] -> [B, D, t, h, w], for any clip that tubelet and patch divide (UserError otherwise). Its
     defaults are ViT-S/16 (21.9 M weights at 3 channels). Linear layers start Xavier uniform, as VideoMAE's (Tong et
-    al. 2022). A masked objective calls `visible` or, for tokens of its own between, `embed` and `attend`.
+    al. 2022). A masked objective calls `visible` or, for tokens of its own between, `embed` and `attend`. Positions are
+    absolute: on a grid larger than that of training some were never seen, so train on what is probed (data.cut=null).
 
     `weights` is a file of VideoMAE's, of its authors or of Hugging Face, or a run's last.ckpt; `weights_channels` says
     what becomes of a patch embedding of other channels. VideoMAE's know `positions=sinusoid`; `heads` is not in a file.

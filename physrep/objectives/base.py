@@ -58,6 +58,7 @@ class Objective(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Minimise `losses(batch)["loss"]` and log every term. Raises UserError when it is not finite."""
         self._batch = batch_idx
+        torch.manual_seed(step_seed(self.seed, self.current_epoch, batch_idx, self.global_rank))  # for stochastic depth
         terms = self.losses(batch)
         if not torch.isfinite(terms["loss"]):
             raise UserError(f"{type(self).__name__}: the loss is {float(terms['loss'])} at step {self.global_step}; "
