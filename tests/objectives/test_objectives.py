@@ -4,36 +4,64 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
-from physrep.config import build
+from physrep.config import build, compose
 from physrep.data.shear_flow import ShearFlow
+from physrep.encoders.avit import AViT
 from physrep.encoders.base import tokens
 from physrep.encoders.conv import ConvEncoder
+from physrep.encoders.vit import VisionTransformer
+from physrep.errors import UserError
 from physrep.losses import vicreg
 from physrep.objectives.jepa import Jepa
 from physrep.objectives.views import Views, pool
+from physrep.signatures import ALLOWED, signature_of
 
 NAMES = sorted(p.stem for p in Path("conf/objective").glob("*.yaml"))
+FRAMES = {"one": 8, "frame": 9, "next": 16, "pair": 16}
 
 
 def encoder(channels: int = 4) -> ConvEncoder:
     return ConvEncoder(channels, (8, 16), (1, 1), (4, 4, 4), ((4, 4, 4), (2, 2, 2)), ((3, 3, 3), (3, 3)), 0.1)
 
 
+def vit(channels: int = 4) -> VisionTransformer:
+    return VisionTransformer(channels, width=32, depth=2, heads=4, patch=4, tubelet=2)
+
+
+def avit(channels: int = 4) -> AViT:
+    return AViT(channels, (True, True), 16, 2, 2, (4, 2, 1), scale=0.1)
+
+
+# The objectives that refuse a convolutional encoder: what they take, and its tokens [N, D] of 8 frames of 16 x 16 cells
+ENCODERS = {
+    "videomae": (vit, (64, 32)),
+    "masked_latent": (vit, (64, 32)),
+    "masked_latent_vicreg": (vit, (64, 32)),
+    "mpp": (avit, (4, 16)),
+}
+TOKENS = {"disco": (1, 16), "disco_full": (1, 16)}  # of those that pool a convolutional encoder's
+SMALLER = {"disco_full": {"head": 16, "start": 4, "levels": 2, "steps": 1}}  # for 123 M weights
+
+
 def make(name: str, channels: int = 4, **options):
     torch.manual_seed(0)
-    return build(OmegaConf.load(f"conf/objective/{name}.yaml"), encoder=encoder(channels), seed=0, **options)
+    node = compose([f"objective={name}"]).objective
+    facts = {"channels": channels, "frames": 8, "parameters": 2, "periodic": [True, True]}
+    asked = signature_of(node._target_, ALLOWED, name)
+    told = {key: value for key, value in facts.items() if key in asked}
+    made, _ = ENCODERS.get(name, (encoder, ()))
+    return build(node, encoder=made(channels), seed=0, **told, **SMALLER.get(name, {}), **options)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_learns_and_touches_every_weight(datasets, name):
-    objective = make(name, lr=3e-3)
+    objective = make(name)
     data = ShearFlow("shear_flow_tiny", root=str(datasets), frames=8, batch_size=16)
     data.clips = objective.clips
     data.setup("fit")
     batches = [data.prepare_batch(raw, augment=True) for raw in data.train_dataloader()][:4]
-    assert batches[0]["clip"].shape[2] == (8 if objective.clips == "one" else 16)
+    assert batches[0]["clip"].shape[2] == FRAMES[objective.clips]
     optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3)
     history = []
     for step in range(30):
@@ -41,8 +69,9 @@ def test_learns_and_touches_every_weight(datasets, name):
         optimizer.zero_grad()
         terms["loss"].backward()
         if step == 0:
-            assert all(w.grad is not None and torch.isfinite(w.grad).all() for w in objective.parameters())
-            dead = [n for n, w in objective.named_parameters() if not w.grad.abs().max() > 0]
+            trained = {n: w for n, w in objective.named_parameters() if w.requires_grad}  # all but a teacher's
+            assert all(w.grad is not None and torch.isfinite(w.grad).all() for w in trained.values())
+            dead = [n for n, w in trained.items() if not w.grad.abs().max() > 0]
             assert not dead
         optimizer.step()
         history.append(terms["loss"].item())
@@ -53,14 +82,22 @@ def test_learns_and_touches_every_weight(datasets, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_any_number_of_channels_and_bf16(name, channels):
     objective = make(name, channels)
-    clip = torch.randn(4, channels, 8 if objective.clips == "one" else 16, 16, 16)
+    clip = torch.randn(4, channels, FRAMES[objective.clips], 16, 16)
     batch = {"clip": clip, "theta": torch.zeros(4, 2), "trajectory": torch.arange(4)}
     with torch.autocast("cpu", torch.bfloat16):
         loss = objective.losses(batch)["loss"]
         loss.backward()
     assert torch.isfinite(loss)
     assert loss.dtype == torch.float32
-    assert objective.encode(clip[:, :, :8]).shape == (4, 4, 16)
+    _, shape = ENCODERS.get(name, (encoder, TOKENS.get(name, (4, 16))))
+    assert objective.encode(clip[:, :, :8]).shape == (4, *shape)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_what_needs_another_encoder_refuses_a_convolutional_one(name, monkeypatch):
+    monkeypatch.delitem(ENCODERS, name)
+    with pytest.raises(UserError, match=r"^objective=\w+: .*; set encoder="):
+        make(name)
 
 
 def test_jepa_is_the_published_formula():
