@@ -16,7 +16,7 @@ def covariance(x: Tensor) -> Tensor:
     """Penalise correlated features of x [N, D]: squared off-diagonal covariances, summed, over D -> scalar."""
     with torch.autocast(x.device.type, enabled=False):
         x = x.float() - x.float().mean(0)
-        c = x.T @ x / (len(x) - 1)
+        c = x.T @ x / max(len(x) - 1, 1)
         return (c.square().sum() - c.diagonal().square().sum()) / x.shape[1]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import itertools
+import json
 import shlex
 import subprocess
 import sys
@@ -85,12 +86,17 @@ def cells(argv: Sequence[str]) -> list[Cell]:
     for line, axis in itertools.product(lines, axes):
         free = {key: value if is_list(value) else [value] for key, value in axis.items() if key not in fixed}
         for values in itertools.product(*free.values()):
-            each = [*line, *(f"{key}={value}" for key, value in zip(free, values, strict=True))]
+            each = [*line, *(f"{key}={text(value)}" for key, value in zip(free, values, strict=True))]
             folder = run_folder(compose(each))
             out.setdefault(folder, Cell(each, folder))
     if "run" in fixed and len(lines) * len(axes) > 1:
         raise UserError("run: is the name of one run, and a sweep makes several; leave it out")
     return list(out.values())
+
+
+def text(value: Any) -> str:
+    """Write a value as it stands on a command line."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def is_list(value: Any) -> bool:

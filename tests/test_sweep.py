@@ -17,20 +17,21 @@ def test_commas_and_the_experiment_span_the_grid(tmp_path, monkeypatch):
     config = {
         "sweep": [
             {"objective": ["jepa", "views"], "encoder": "conv_tiny"},
-            {"objective": "views", "encoder": "conv_small"},
+            {"objective": "views", "encoder": "conv_small", "data.cut": None},
         ]
     }
     Path("experiments/mine").mkdir(parents=True)
     Path("experiments/mine/config.yaml").write_text(yaml.safe_dump(config))
     planned = cells(["experiment=mine", "data=shear_flow_tiny", "seed=0,1"])
     pairs = [("jepa", "conv_tiny"), ("views", "conv_tiny"), ("views", "conv_small")]
-    names = {f"shear_flow_tiny-{o}-{e}-seed{s}" for o, e in pairs for s in (0, 1)}
+    end = {"conv_tiny": "", "conv_small": "-cut=null"}
+    names = {f"shear_flow_tiny-{o}-{e}-seed{s}{end[e]}" for o, e in pairs for s in (0, 1)}
     assert {cell.folder.name for cell in planned} == names
     assert {cell.folder.parent for cell in planned} == {Path("runs/mine")}
     one = cells(["experiment=mine", "data=shear_flow_tiny", "objective=jepa"])
     assert [cell.folder.name for cell in one] == [
         "shear_flow_tiny-jepa-conv_tiny-seed0",
-        "shear_flow_tiny-jepa-conv_small-seed0",
+        "shear_flow_tiny-jepa-conv_small-seed0-cut=null",
     ]
     with pytest.raises(UserError, match=r"objective=jep: no such choice; did you mean jepa"):
         cells(["objective=views,jep"])

@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from physrep import distributed
 from physrep.data.module import Batch, Clips
@@ -16,6 +15,7 @@ from physrep.encoders.base import Encoder, tokens
 from physrep.encoders.conv import ConvPredictor
 from physrep.losses import lejepa, vicreg, weigh
 from physrep.objectives.base import Objective
+from physrep.objectives.teacher import Teacher
 from physrep.objectives.views import draw_slices, projector
 
 SLICES = 256  # directions of SIGReg: the rows are many, and so a few will do
@@ -56,9 +56,7 @@ class Jepa(Objective):
         self.projector = projector(encoder.width, projection) if projection else nn.Identity()
         self.weights, self.chunks = {"sim": sim, "std": std, "cov": cov, "sigreg": sigreg}, chunks
         self.loss, self.stop_gradient, self.gather = loss, stop_gradient, gather
-        self.teacher = AveragedModel(self.student, multi_avg_fn=get_ema_multi_avg_fn(ema)) if ema else None
-        if self.teacher:
-            self.teacher.requires_grad_(False).update_parameters(self.student)  # the average begins with these weights
+        self.teacher = Teacher(self.student, ema) if ema else None
 
     @property
     def student(self) -> nn.ModuleList:

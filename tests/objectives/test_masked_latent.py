@@ -46,10 +46,11 @@ def naive_norm(v):
 
 
 def moved(objective):
-    """The objective with another encoder than its teacher is."""
+    """The objective with an encoder and a teacher whose weights differ from one another and from the first."""
     with torch.no_grad():
-        for w in objective.encoder.parameters():
-            w.add_(0.1 * torch.randn(w.shape, generator=generator(3)))
+        for seed, part in ((3, objective.encoder), (4, objective.teacher)):
+            for w in part.parameters():
+                w.add_(0.1 * torch.randn(w.shape, generator=generator(seed)))
     return objective
 
 
@@ -203,7 +204,7 @@ def test_vicreg_is_of_the_means_of_what_the_encoder_sees():
     clip = torch.randn(2, 3, 4, 16, 16)
     total = 0
     for context, _ in drawn(objective, clip):
-        rows = torch.stack([tokens.mean(0) for tokens in objective.encoder.visible(clip, context)])
+        rows = torch.stack([seen.mean(0) for seen in objective.encoder.visible(clip, context)])
         std = torch.relu(1 - (rows.var(0, correction=0) + 1e-4).sqrt()).mean()
         cov = (torch.cov(rows.T).square().sum() - torch.cov(rows.T).diagonal().square().sum()) / 24
         assert std > 0.05
@@ -258,11 +259,13 @@ def test_the_teacher_drops_nothing_and_is_what_probes_get():
     assert objective.encoder.training
     assert not any(m.training for m in objective.teacher.modules())
     assert not torch.equal(objective.encoder(clip), objective.encoder(clip))
-    assert torch.equal(objective.encode(clip), objective.encode(clip))
-    plain = make()  # begins with the same weights
+    plain = make()
+    plain.encoder.load_state_dict(objective.teacher.module.state_dict())
     assert torch.equal(objective.encode(clip), tokens(plain.encoder(clip)))
     assert objective.encode(clip).shape == (2, 32, 24)
-    assert objective.encode(clip).mean(2).abs().max() < 1e-5, "after the final norm"
+    begun = make()
+    assert torch.equal(begun.encode(clip), tokens(begun.encoder(clip))), "it begins as the encoder"
+    assert begun.encode(clip).mean(2).abs().max() < 1e-5, "after the final norm"
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
