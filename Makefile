@@ -41,11 +41,11 @@ demo: $(READY) ## from nothing to a table: simulate, pretrain, probe, report (ab
 	$(PY) -m physrep.probe experiment=demo
 	$(PY) -m physrep.report experiment=demo
 
-test: $(READY) ## all tests
-	$(PY) -m pytest
+test: $(READY) ## all tests, in two processes
+	$(PY) -m pytest -n 2 --dist loadfile
 
 test-fast: $(READY) ## the tests that take no more than a few seconds each
-	$(PY) -m pytest -m 'not slow'
+	$(PY) -m pytest -n 2 --dist loadfile -m 'not slow'
 
 lint: $(READY) ## style
 	$(VENV)/bin/ruff check .

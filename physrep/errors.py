@@ -14,7 +14,7 @@ class UserError(Exception):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return "; did you mean a or b?" for the nearest known names, else what there is to choose from."""
-    names = sorted(known)
+    names = sorted(set(known))
     near = difflib.get_close_matches(word, names, n=2, cutoff=0.5)
     if near:
         return f"; did you mean {' or '.join(near)}?"

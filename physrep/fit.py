@@ -146,7 +146,8 @@ def dry_run(cfg: DictConfig) -> None:
     for last in (False, True):
         start = time.monotonic()
         terms = objective.losses(batch)
-        terms["loss"].backward()
+        if objective.trains:
+            terms["loss"].backward()
         seconds = time.monotonic() - start
         if last:
             print("losses " + ", ".join(f"{k} {float(v.detach()):.4g}" for k, v in terms.items()))

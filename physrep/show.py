@@ -57,6 +57,8 @@ def read(data: WellDataModule, split: str, field: str | None = None) -> Look:
 
     files, header = data.splits[split], data.header
     field = data.channels[0] if field is None else str(field)
+    parts = [header.channels[c] for c in data.chosen if header.components[c][0] == field]
+    field = parts[0] if parts else field
     if field not in data.channels:
         raise UserError(f"field={field}: {data.folder} has no such channel{did_you_mean(field, data.channels)}")
     names = list(data.scales) or [n for n in header.scalars if len(np.unique(files.theta([n]))) > 1]

@@ -126,7 +126,7 @@ def judge(
     found["motion"] += checks.rest(trajectories)
     found["targets"] += checks.targets(headers, data.scales)
     found["copies"] += checks.copies(trajectories)
-    found["starts"] += checks.leaks(trajectories, data.shared_starts)
+    found["starts"] += checks.leaks(trajectories, data.shared_starts and not (data.folder / "simulation.yaml").exists())
     found["parameters"] += checks.combinations(headers)
     found["statistics"] += statistics(data.folder / "stats.yaml", headers, trajectories, sampled)
     header, fields = next(iter(headers.values())), dict[str, tuple[Sequence[str], Sequence[Moments]]]()

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from physrep import download
-from physrep.data.shear_flow import ShearFlow
+from physrep.download import GIGABYTES
 from physrep.errors import UserError
 
 STATS = "mean: {tracer: 0.5}\nstd: {tracer: 0.1}\n"
@@ -62,7 +62,7 @@ class Server:
 def server(tmp_path, monkeypatch):
     made = Server(tmp_path)
     monkeypatch.setattr(download, "downloader", lambda: made)
-    monkeypatch.setattr(ShearFlow, "gigabytes", 5e-5)
+    monkeypatch.setitem(GIGABYTES, "shear_flow", 5e-5)
     return made
 
 
@@ -96,7 +96,7 @@ def test_one_split_into_the_folder_of_the_environment(server, root, monkeypatch,
 def test_a_dataset_without_a_class_of_its_own(server, root, capsys):
     download.main(["data=well", "data.name=MHD_64", "split=test", f"data.root={root}"])
     assert files(root, "MHD_64", ["test"]) == set(root.rglob("*.hdf5"))
-    assert f"{root}/MHD_64: size unknown, " in capsys.readouterr().out
+    assert f"{root}/MHD_64: 7.3 GB, " in capsys.readouterr().out
 
 
 def test_what_is_there_in_part_goes_on_and_what_is_whole_stays(server, root, capsys):
@@ -126,7 +126,7 @@ def test_files_that_did_not_arrive_are_told_and_the_same_command_mends(server, r
 
 
 def test_the_disk_must_hold_what_is_missing(server, root, monkeypatch, capsys):
-    monkeypatch.setattr(ShearFlow, "gigabytes", 100.0)
+    monkeypatch.setitem(GIGABYTES, "shear_flow", 100.0)
     monkeypatch.setattr("physrep.files.free_bytes", lambda _: 20e9)
     command = ["data=shear_flow", f"data.root={root}"]
     with pytest.raises(UserError, match=r"shear_flow: needs 100.0 GB and the disk has 20.0 GB free; set data.root="):
@@ -140,7 +140,7 @@ def test_the_disk_must_hold_what_is_missing(server, root, monkeypatch, capsys):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"needs 10\.0 GB and the disk has 0 MB free"):
         download.main([*command, "split=valid"])
-    monkeypatch.setattr(ShearFlow, "gigabytes", 1e-8 * (path.stat().st_size + 19e3))
+    monkeypatch.setitem(GIGABYTES, "shear_flow", 1e-8 * (path.stat().st_size + 19e3))
     download.main([*command, "split=valid"])  # what is there in part counts
 
 
@@ -220,7 +220,7 @@ def test_the_package_itself_from_files(root, tmp_path, monkeypatch):
     part = root / "shear_flow" / "data" / "train" / "shear_flow_0.hdf5"
     part.parent.mkdir(parents=True)
     part.write_bytes(content(part.name)[:1000])
-    monkeypatch.setattr(ShearFlow, "gigabytes", 5e-5)
+    monkeypatch.setitem(GIGABYTES, "shear_flow", 5e-5)
     download.main(["data=shear_flow", f"data.root={root}"])
     assert {path for path in root.rglob("*") if path.is_file()} == files(root) | {root / "shear_flow" / "stats.yaml"}
     assert all(path.read_bytes() == content(path.name) for path in files(root))

@@ -46,8 +46,8 @@ def folder(own_datasets: Path) -> Path:
     return own_datasets / "shear_flow_tiny" / "data"
 
 
-def test_a_clean_set_passes(datasets, capsys):
-    assert main([*ARGV, f"data.root={datasets}"]) is None
+def test_a_clean_set_passes(own_datasets, capsys):
+    assert main([*ARGV, f"data.root={own_datasets}"]) is None
     text = capsys.readouterr().out.splitlines()
     assert all(re.fullmatch(r"(ok|note)\s+[a-z]+\s+\S.*", line) for line in text)
     assert list(dict.fromkeys(line.split()[1] for line in text)) == [*module.SOUND, "all"]
@@ -578,7 +578,7 @@ def test_brackets_in_a_path_are_noted(datasets, tmp_path):
         ("shear_flow", "[16, 32]"),
         ("active_matter", "[16, 16]"),
         ("rayleigh_benard", "[32, 16]"),
-        ("gray_scott_reaction_diffusion", "[16, 16]"),
+        ("gray_scott", "[16, 16]"),
     ],
 )
 def test_simulated_sets_pass(tmp_path, system, grid):

@@ -23,8 +23,6 @@ class ActiveMatter(WellDataModule):
     mirrors: ClassVar[tuple[str, ...]] = ("x", "y")
     transposes: ClassVar[bool] = True
     start: ClassVar[tuple[str, ...]] = ("concentration", "D")
-    shared_starts: ClassVar[bool] = True
-    gigabytes: ClassVar[float | None] = 52.6
 
     def __init__(self, name: str = "active_matter", **options: Any) -> None:
         super().__init__(name, **options)

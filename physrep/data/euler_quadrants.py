@@ -17,7 +17,6 @@ class EulerQuadrants(WellDataModule):
     targets: ClassVar[dict[str, str]] = {"gamma": "linear"}
     mirrors: ClassVar[tuple[str, ...]] = ("x", "y")
     transposes: ClassVar[bool] = True
-    gigabytes: ClassVar[float | None] = 2648.0
 
     def __init__(self, name: str = "euler_multi_quadrants_periodicBC", **options: Any) -> None:
         super().__init__(name, **options)
@@ -29,7 +28,6 @@ class EulerQuadrantsOpen(WellDataModule):
     targets: ClassVar[dict[str, str]] = {"gamma": "linear"}
     mirrors: ClassVar[tuple[str, ...]] = ("x", "y")
     transposes: ClassVar[bool] = True
-    gigabytes: ClassVar[float | None] = 2648.0
 
     def __init__(self, name: str = "euler_multi_quadrants_openBC", **options: Any) -> None:
         super().__init__(name, **options)

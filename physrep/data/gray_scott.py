@@ -19,7 +19,6 @@ class GrayScott(WellDataModule):
     mirrors: ClassVar[tuple[str, ...]] = ("x", "y")
     transposes: ClassVar[bool] = True
     shared_starts: ClassVar[bool] = True
-    gigabytes: ClassVar[float | None] = 157.4
 
     def __init__(self, name: str = "gray_scott_reaction_diffusion", **options: Any) -> None:
         super().__init__(name, **options)

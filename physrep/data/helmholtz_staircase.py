@@ -16,7 +16,6 @@ class HelmholtzStaircase(WellDataModule):
     """
 
     targets: ClassVar[dict[str, str]] = {"omega": "log10"}
-    gigabytes: ClassVar[float | None] = 53.7
 
     def __init__(self, name: str = "helmholtz_staircase", **options: Any) -> None:
         super().__init__(name, **options)

@@ -8,7 +8,7 @@ from physrep.data.module import WellDataModule
 
 
 class MHD(WellDataModule):
-    r"""Isothermal, driven, magnetised turbulence in a periodic cube of 64^3 cells (`name=MHD_256`: of 256^3, 4.7 TB).
+    r"""Isothermal, driven, magnetised turbulence in a periodic cube of 64^3 cells (`name=MHD_256`: of 256^3).
 
     $\partial_t\rho + \nabla\cdot(\rho v) = 0$, $\partial_t(\rho v) + \nabla\cdot(\rho vv - BB) + \nabla P = f$ with
     $P = p + B^2/2$, $\partial_t B = \nabla\times(v\times B)$, $\nabla\cdot B = 0$; fields density, magnetic_field,
@@ -17,7 +17,6 @@ class MHD(WellDataModule):
     """
 
     targets: ClassVar[dict[str, str]] = {"Ma": "log10", "Ms": "log10"}
-    gigabytes: ClassVar[float | None] = 73.4
 
     def __init__(self, name: str = "MHD_64", **options: Any) -> None:
         super().__init__(name, **options)

@@ -109,8 +109,6 @@ class WellDataModule(LightningDataModule):
     """whether exchanging the two axes does so, too"""
     shared_starts: ClassVar[bool] = False
     """whether the published files start from the same states in several files or splits"""
-    gigabytes: ClassVar[float | None] = None
-    """size of the published files, 1e9 bytes"""
 
     def __init__(
         self,
@@ -134,16 +132,17 @@ class WellDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        counts = {
-            "frames": frames,
-            "stride": stride,
-            "step": step,
-            "batch_size": batch_size,
-            "eval_step": eval_step or 1,
-        }
+        counts = {"frames": frames, "stride": stride, "step": step, "batch_size": batch_size}
+        counts |= {"eval_step": 1 if eval_step is None else eval_step, "size": min(size or [1])}
         for key, value in counts.items():
             if value < 1:
                 raise UserError(f"data.{key}={value}: must be 1 or more")
+        for key, amount in {"num_workers": num_workers, "noise": noise}.items():
+            if amount < 0:
+                raise UserError(f"data.{key}={amount}: must be 0 or more")
+        for dim, ends in (crop or {}).items():
+            if len(ends) != 2:
+                raise UserError(f"data.crop.{dim}: {list(ends)} is no range of cells; give two numbers, [from, to]")
         base = Path(root or os.environ.get("THE_WELL_DATA_DIR") or "datasets")
         self.folder = base / name
         self.name: str = name
@@ -185,7 +184,9 @@ class WellDataModule(LightningDataModule):
             if dim in self.crop:
                 raise UserError(f"data.cut.{dim}: data.crop cuts {dim} already; give one of them")
         for dim, (low, high) in self.crop.items():
-            if dim not in grid or not 0 <= low < high <= grid[dim]:
+            if dim not in grid:
+                raise UserError(f"data.crop.{dim}: {self.folder} has no such axis{did_you_mean(dim, grid)}")
+            if not 0 <= low < high <= grid[dim]:
                 raise UserError(f"data.crop.{dim}: [{low}, {high}] lies outside the grid {grid} of {self.folder}")
         return splits
 
@@ -206,6 +207,9 @@ class WellDataModule(LightningDataModule):
         if self.kept is None:
             return list(range(len(names)))
         if self.kept == "independent":
+            if not self.redundant:
+                raise UserError(f"data.channels=independent: {type(self).__name__} names none that follow from others; "
+                                "give names, or leave it out for all")  # fmt: skip
             return [i for i, name in enumerate(names) if name not in self.redundant]
         if not self.kept:
             raise UserError("data.channels: is empty; name some, or leave it out for all")
@@ -258,7 +262,7 @@ class WellDataModule(LightningDataModule):
             grid = dict(zip(self.header.dims, self.header.shape, strict=True))
             loose = {dim: grid[dim] for dim in self.periodic if self.shift and dim not in self.crop} | self.cut
         frames, files = self._frames_read(), self.splits[split]
-        kept = None if self.kept is None else self.chosen
+        kept = None if self.kept is None or (augment and self.symmetries) else self.chosen
         return WindowDataset(files, theta, frames, self.stride, self.crop, loose, self.periodic, self.seed, kept)
 
     def _frames_read(self) -> int:
@@ -301,6 +305,7 @@ class WellDataModule(LightningDataModule):
         if augment and self.symmetries:
             clip = transforms.mirror(clip, self._signs, generator)
             clip = transforms.transpose(clip, self._exchange, generator) if self._exchange else clip
+            clip = clip if self.kept is None else clip[:, self.chosen]
         clip = transforms.normalise(clip, self._mean.to(clip.device), self._std.to(clip.device))
         if self.size:
             clip = transforms.resize(clip, self.size)
@@ -336,20 +341,18 @@ class WellDataModule(LightningDataModule):
 
     @cached_property
     def _signs(self) -> list[list[int]]:
-        """What mirroring each axis of a clip multiplies each channel by, [axes][C]; [] for an axis without mirror."""
-        parts = [self.header.components[i][1] for i in self.chosen]
+        """What mirroring each axis multiplies each of the files' channels by; [] for an axis without mirror."""
+        parts = [axes for _, axes in self.header.components]
         return [[(-1) ** axes.count(dim) for axes in parts] if dim in self.mirrors else [] for dim in self.dims]
 
     @cached_property
     def _exchange(self) -> list[int]:
-        """Which channel stands in each one's place once the two axes are exchanged; [] where that is no symmetry."""
-        grid = self.size or [self.cut.get(dim, n) for dim, n in zip(self.dims, self.grid(), strict=True)]
+        """Which of the files' channels takes each one's place when the axes are exchanged; [] for no symmetry."""
+        grid = [self.cut.get(dim, n) for dim, n in zip(self.dims, self.grid(), strict=True)]
         if not self.transposes or len(set(grid)) > 1:
             return []
-        other = dict(zip(self.dims, reversed(self.dims), strict=True))
-        parts = [self.header.components[i] for i in self.chosen]
-        turned = [(field, tuple(other[axis] for axis in axes)) for field, axes in parts]
-        return [parts.index(part) for part in turned] if set(turned) == set(parts) else []
+        other, parts = dict(zip(self.dims, reversed(self.dims), strict=True)), self.header.components
+        return [parts.index((field, tuple(other[axis] for axis in axes))) for field, axes in parts]
 
     @property
     def dims(self) -> list[str]:

@@ -22,7 +22,6 @@ class RayleighBenard(WellDataModule):
     mirrors: ClassVar[tuple[str, ...]] = ("x",)
     start: ClassVar[tuple[str, ...]] = ("buoyancy",)
     shared_starts: ClassVar[bool] = True
-    gigabytes: ClassVar[float | None] = 367.0
 
     def __init__(self, name: str = "rayleigh_benard", **options: Any) -> None:
         super().__init__(name, **options)
@@ -36,7 +35,6 @@ class RayleighBenardUniform(WellDataModule):
     mirrors: ClassVar[tuple[str, ...]] = ("x",)
     start: ClassVar[tuple[str, ...]] = ("buoyancy",)
     shared_starts: ClassVar[bool] = True
-    gigabytes: ClassVar[float | None] = 367.0
 
     def __init__(self, name: str = "rayleigh_benard_uniform", **options: Any) -> None:
         super().__init__(name, **options)

@@ -22,7 +22,6 @@ class ShearFlow(WellDataModule):
     transposes: ClassVar[bool] = True
     start: ClassVar[tuple[str, ...]] = ("tracer", "velocity")
     shared_starts: ClassVar[bool] = True
-    gigabytes: ClassVar[float | None] = 469.8
 
     def __init__(self, name: str = "shear_flow", **options: Any) -> None:
         super().__init__(name, **options)

@@ -16,7 +16,6 @@ class TurbulenceGravityCooling(WellDataModule):
     """
 
     targets: ClassVar[dict[str, str]] = {"rho0": "log10", "Z": "linear", "T0": "log10"}
-    gigabytes: ClassVar[float | None] = 849.3
 
     def __init__(self, name: str = "turbulence_gravity_cooling", **options: Any) -> None:
         super().__init__(name, **options)

@@ -17,9 +17,8 @@ class TurbulentRadiativeLayer(WellDataModule):
 
     targets: ClassVar[dict[str, str]] = {"tcool": "log10"}
     mirrors: ClassVar[tuple[str, ...]] = ("x",)
-    start: ClassVar[tuple[str, ...]] = ("density",)
+    start: ClassVar[tuple[str, ...]] = ("density", "velocity")
     shared_starts: ClassVar[bool] = True
-    gigabytes: ClassVar[float | None] = 7.1
 
     def __init__(self, name: str = "turbulent_radiative_layer_2D", **options: Any) -> None:
         super().__init__(name, **options)
@@ -30,9 +29,8 @@ class TurbulentRadiativeLayer3D(WellDataModule):
 
     targets: ClassVar[dict[str, str]] = {"tcool": "log10"}
     mirrors: ClassVar[tuple[str, ...]] = ("x", "y")
-    start: ClassVar[tuple[str, ...]] = ("density",)
+    start: ClassVar[tuple[str, ...]] = ("density", "velocity")
     shared_starts: ClassVar[bool] = True
-    gigabytes: ClassVar[float | None] = 762.5
 
     def __init__(self, name: str = "turbulent_radiative_layer_3D", **options: Any) -> None:
         super().__init__(name, **options)

@@ -39,6 +39,7 @@ class ActiveMatter:
     name: ClassVar = "active_matter"
     fields: ClassVar = {"concentration": 0, "velocity": 1, "D": 2, "E": 2}
     boundaries: ClassVar = {"x": "PERIODIC", "y": "PERIODIC"}
+    parameters: ClassVar = ("alpha", "zeta")
 
     def __init__(
         self,

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from physrep.config import build
 from physrep.data.well import write
-from physrep.errors import UserError
+from physrep.errors import UserError, did_you_mean
 from physrep.files import amount, free_bytes, read_yaml, write_text
 from physrep.progress import track
 
@@ -37,6 +37,7 @@ class Solver(Protocol):
     name: ClassVar[str]
     fields: ClassVar[Mapping[str, int]]
     boundaries: ClassVar[Mapping[str, str]]
+    parameters: ClassVar[Sequence[str]]  # the names of the physical ones
     grid: tuple[int, int]
     constants: Mapping[str, float]  # of the system, stored beside the parameters
 
@@ -170,7 +171,7 @@ def simulate(cfg: DictConfig) -> None:
     memory, there = workers * ensemble.bytes_in_memory(), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     print(
         f"{folder}: {len(stems)} parameter combinations of {each} trajectories{had}, {amount(len(stems) * size)}; "
-        f"{workers} processes, about {amount(memory)} of memory",
+        + (f"{workers} processes, about {amount(memory)} of memory" if todo else "all there"),
         flush=True,
     )
     if memory > there:
@@ -199,6 +200,12 @@ def check(ensemble: Ensemble) -> None:
     grid = list(ensemble.solver.grid)
     if len(grid) != 2 or min(grid) < 4:
         raise UserError(f"system.solver.grid: {grid} is no grid; give two numbers of at least 4")
+    known = ensemble.solver.parameters
+    for combination in ensemble.combinations():
+        for name in sorted(combination.keys() ^ set(known)):
+            hint = did_you_mean(name, known) if name in combination else "; give values"
+            said = "is no parameter of the system" if name in combination else "has no value"
+            raise UserError(f"system.parameters.{name}: {said}{hint}")
     stems = [ensemble.stem(combination) for combination in ensemble.combinations()]
     if doubles := {stem for stem in stems if stems.count(stem) > 1}:
         raise UserError(f"system.parameters: {min(doubles)} occurs twice; give every combination once")

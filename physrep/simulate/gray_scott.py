@@ -29,6 +29,7 @@ class GrayScott:
     fields: ClassVar = {"A": 0, "B": 0}
     constants: ClassVar[Mapping[str, float]] = {}
     boundaries: ClassVar = {"x": "PERIODIC", "y": "PERIODIC"}
+    parameters: ClassVar = ("F", "k")
 
     def __init__(
         self,

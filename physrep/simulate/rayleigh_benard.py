@@ -53,6 +53,7 @@ class RayleighBenard:
     fields: ClassVar = {"buoyancy": 0, "pressure": 0, "velocity": 1}
     constants: ClassVar[Mapping[str, float]] = {}
     boundaries: ClassVar = {"x": "PERIODIC", "y": "WALL"}
+    parameters: ClassVar = ("Rayleigh", "Prandtl")
 
     def __init__(
         self,

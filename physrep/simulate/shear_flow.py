@@ -26,6 +26,7 @@ class ShearFlow:
     fields: ClassVar = {"tracer": 0, "pressure": 0, "velocity": 1}
     constants: ClassVar[Mapping[str, float]] = {}
     boundaries: ClassVar = {"x": "PERIODIC", "y": "PERIODIC"}
+    parameters: ClassVar = ("Reynolds", "Schmidt")
 
     def __init__(
         self,

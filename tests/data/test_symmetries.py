@@ -146,3 +146,41 @@ def test_dropped_channels_are_flat_in_training_alone(datasets):
     assert not (data.prepare_batch(raw, augment=False)["clip"] == 0).flatten(2).all(2).any()
     with pytest.raises(UserError, match=r"data\.dropout=1: is a share"):
         ShearFlow("shear_flow_tiny", dropout=1)
+
+
+def test_symmetries_act_before_channels_are_left_out_and_before_the_resize(tmp_path):
+    """E_xx takes -E_xx's place and D_xx that of D_yy, which is not kept; a square `size` makes no square clip."""
+    solver = active_matter.ActiveMatter((16, 16), dtype=torch.float64)
+    theta = {"alpha": torch.tensor([-4.0]), "zeta": torch.tensor([3.0])}
+    fields = solver.simulate(theta, solver.initial(torch.Generator().manual_seed(1))[None], 4, 1.0)
+    some = module_of(ActiveMatter, tmp_path, fields, solver.coords(), solver.boundaries, channels="independent",
+                     symmetries=True)  # fmt: skip
+    some.setup("fit")
+    raw = next(iter(some.train_dataloader()))
+    assert raw["clip"].shape[1] == 11
+    assert some.prepare_batch(raw, augment=True)["clip"].shape[1] == 6
+    assert next(iter(some.val_dataloader()))["clip"].shape[1] == 6
+    assert sorted(some._exchange) == list(range(11))
+    cut = module_of(ActiveMatter, tmp_path / "cut", fields, solver.coords(), solver.boundaries, symmetries=True,
+                    crop={"y": [0, 8]}, size=[16, 16])  # fmt: skip
+    cut.setup("fit")
+    assert cut._exchange == []
+    assert cut.prepare_batch(next(iter(cut.train_dataloader())), augment=True)["clip"].shape[-2:] == (16, 16)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"crop": {"y": [0]}}, r"data\.crop\.y: \[0\] is no range of cells"),
+        ({"size": [0, 64]}, r"data\.size=0: must be 1 or more"),
+        ({"num_workers": -1}, r"data\.num_workers=-1: must be 0 or more"),
+        ({"noise": -1.0}, r"data\.noise=-1\.0: must be 0 or more"),
+        ({"eval_step": 0}, r"data\.eval_step=0: must be 1 or more"),
+        ({"crop": {"w": [0, 3]}}, r"data\.crop\.w: .* has no such axis"),
+        ({"channels": "independent"}, r"data\.channels=independent: ShearFlow names none"),
+        ({"channels": ["vorticity"]}, r"has no 'vorticity'; did you mean velocity"),
+    ],
+)
+def test_what_makes_no_sense_is_one_line(datasets, options, said):
+    with pytest.raises(UserError, match=said):
+        ShearFlow("shear_flow_tiny", root=str(datasets), **options).setup("fit")

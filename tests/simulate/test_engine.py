@@ -321,3 +321,19 @@ def test_memory_counts_what_a_process_holds():
     ensemble = build(compose(["system=shear_flow", "preset=tiny"], base="simulate").system)
     size = 4 * 33 * 32 * 64 * 4  # bytes, frames, cells, channels of a trajectory
     assert ensemble.bytes_in_memory() == engine.PROCESS + (10 + 2 * 6 + 3 * 12) * size
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        (
+            {"Reynold": [1], "Reynolds": [50], "Schmidt": [1]},
+            "Reynold: is no parameter of the system; did you mean Reynolds",
+        ),
+        ({"Reynolds": [50]}, "Schmidt: has no value"),
+    ],
+)
+def test_the_parameters_are_those_of_the_system(tmp_path, parameters, said):
+    with pytest.raises(UserError, match=rf"system\.parameters\.{said}"):
+        simulate(config(tmp_path, parameters=parameters))
+    assert not (tmp_path / "waves").exists()
