@@ -337,7 +337,7 @@ def test_the_current_directory_goes_before_the_package(place, monkeypatch):
             "experiments/through.yaml: objective.net.depth: objective.net is ${encoder}; set encoder.depth",
         ),
         ("encodr.depth=1", "encodr: no such key; did you mean encoder?"),
-        ("seeed=1", "seeed: no such key; did you mean seed or sweep?"),
+        ("seeed=1", "seeed: no such key; did you mean seed?"),
         ("depth=1", "depth: no such key; did you mean data.depth or encoder.depth?"),
         ("log.evry=1", "log.evry: no such key; did you mean every?"),
         ("log.tags[5]=1", "log.tags[5]: no such key; there is 0, 1"),
