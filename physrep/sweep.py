@@ -82,6 +82,8 @@ def cells(argv: Sequence[str]) -> list[Cell]:
     lines = grid(argv)
     axes: list[Mapping[str, Any]] = list(compose(lines[0]).sweep) or [{}]
     fixed = {argument.partition("=")[0] for argument in argv}
+    if "run" in fixed:
+        raise UserError("run: is the name of one run, and a sweep names them by itself; leave it out")
     out: dict[Path, Cell] = {}
     for line, axis in itertools.product(lines, axes):
         free = {key: value if is_list(value) else [value] for key, value in axis.items() if key not in fixed}
@@ -89,8 +91,6 @@ def cells(argv: Sequence[str]) -> list[Cell]:
             each = [*line, *(f"{key}={text(value)}" for key, value in zip(free, values, strict=True))]
             folder = run_folder(compose(each))
             out.setdefault(folder, Cell(each, folder))
-    if "run" in fixed and len(lines) * len(axes) > 1:
-        raise UserError("run: is the name of one run, and a sweep makes several; leave it out")
     return list(out.values())
 
 
@@ -118,9 +118,9 @@ def fit(cell: Cell) -> None:
 
 @contextmanager
 def claimed(path: Path) -> Iterator[TextIO | None]:
-    """Open a log anew and hold it while in use; None if another process holds it. The lock goes with the process."""
+    """Open a run's log anew and hold it while in use; None if another process does, or the run is done by now."""
     with path.open("a") as log:
-        if lock(log):
+        if lock(log) and not (path.parent.parent / path.stem / "summary.json").exists():
             log.truncate(0)
             yield log
         else:

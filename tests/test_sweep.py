@@ -54,6 +54,9 @@ def test_status_follows_the_folder_and_the_lock(tmp_path):
     cell.folder.mkdir()
     (cell.folder / "summary.json").write_text("{}")
     assert cell.status() == "done"
+    with claimed(cell.log) as log:
+        assert log is None, "done by another sweep in the meantime"
+    assert cell.last_line() == "physrep: out of luck"
 
 
 def test_a_failed_run_stops_nothing_and_is_tried_again(tmp_path, monkeypatch, capsys):

@@ -36,6 +36,8 @@ class AViT(Encoder):
     labels, grids and files that do not fit.
     """
 
+    keeps_scale = False
+
     def __init__(
         self,
         channels: int,

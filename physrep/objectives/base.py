@@ -10,6 +10,7 @@ from torch import Tensor
 
 from physrep.data.module import Batch, Clips, WellDataModule
 from physrep.data.sampler import step_seed
+from physrep.distributed import mean
 from physrep.encoders.base import Encoder, tokens
 from physrep.errors import UserError
 from physrep.optim import adamw, warmup_cosine
@@ -49,18 +50,16 @@ class Objective(LightningModule):
         """Return the tokens [B, N, D] of one standardised clip [B, C, T, H, W]: what probes see."""
         return tokens(self.encoder(clip))
 
-    def generator(self, *more: int) -> torch.Generator:
+    def generator(self) -> torch.Generator:
         """Return a generator on the CPU whose draws are a function of (seed, epoch, batch, rank)."""
-        return torch.Generator().manual_seed(
-            step_seed(self.seed, self.current_epoch, self._batch, self.global_rank, *more)
-        )
+        return torch.Generator().manual_seed(step_seed(self.seed, self.current_epoch, self._batch, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Minimise `losses(batch)["loss"]` and log every term. Raises UserError when it is not finite."""
         self._batch = batch_idx
         torch.manual_seed(step_seed(self.seed, self.current_epoch, batch_idx, self.global_rank))  # for stochastic depth
         terms = self.losses(batch)
-        if not torch.isfinite(terms["loss"]):
+        if not torch.isfinite(mean(terms["loss"].detach())):  # of all ranks: none waits for one that stopped
             raise UserError(f"{type(self).__name__}: the loss is {float(terms['loss'])} at step {self.global_step}; "
                             "try a lower objective.lr, a longer objective.warmup or trainer.precision=32")  # fmt: skip
         self.log_dict({f"train/{k}": v.detach() for k, v in terms.items()})
@@ -83,3 +82,10 @@ class Objective(LightningModule):
         optimizer = adamw(self, **self.plan)  # type: ignore[arg-type]
         schedule = warmup_cosine(optimizer, int(self.trainer.estimated_stepping_batches), self.warmup)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def positive(**options: float) -> None:
+    """Raise UserError for an option of an objective that is not above 0."""
+    for key, value in options.items():
+        if value <= 0:
+            raise UserError(f"objective.{key}={value}: must be more than 0")

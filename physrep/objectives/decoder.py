@@ -65,6 +65,9 @@ def footprint(encoder: Encoder, channels: int, frames: int, objective: str) -> C
 
     Raises UserError for an encoder whose map does not grow with the clip, and what the encoder raises for its frames.
     """
+    if not encoder.keeps_scale:
+        raise UserError(f"objective={objective}: decodes fields on their own scale, and {type(encoder).__name__} "
+                        "normalises each clip; set objective=mpp, or encoder=conv_tiny or vit_nano")  # fmt: skip
     state = {k: v.to("meta") for k, v in (*encoder.named_parameters(), *encoder.named_buffers())}
 
     def cell(size: int) -> list[float]:

@@ -14,7 +14,7 @@ from physrep.data.sampler import step_seed
 from physrep.encoders.base import Encoder, tokens
 from physrep.encoders.conv import ConvPredictor
 from physrep.losses import lejepa, vicreg, weigh
-from physrep.objectives.base import Objective
+from physrep.objectives.base import Objective, positive
 from physrep.objectives.teacher import Teacher
 from physrep.objectives.views import draw_slices, projector
 
@@ -27,10 +27,10 @@ class Jepa(Objective):
     As published (arXiv 2603.13227, section 3): one encoder for both clips, gradients through both, no projector; rows
     are all positions of the batch, shuffled and cut into `chunks`, with the terms averaged over chunks.
 
-    Options: SIGReg in the place of VICReg's statistics (`loss`); a projector of width `projection` between rows and
-    loss; `stop_gradient` through the later clip; embedding that by a teacher, an average of encoder and projector that
-    keeps the part `ema` at each optimiser step and that probes get; statistics over the rows of all ranks instead of
-    each rank's (`gather`).
+    Options: SIGReg, on predictions and targets, in the place of VICReg's statistics (`loss`); a projector of width
+    `projection` between rows and loss; `stop_gradient` through the later clip; embedding that by a teacher, an average
+    of encoder and projector that keeps the part `ema` at each optimiser step and that probes get; statistics over the
+    rows of all ranks instead of each rank's (`gather`).
     """
 
     clips: ClassVar[Clips] = "next"
@@ -52,6 +52,7 @@ class Jepa(Objective):
         **plan: Any,
     ) -> None:
         super().__init__(encoder, **plan)
+        positive(chunks=chunks)
         self.predictor = ConvPredictor(encoder.width, hidden or 2 * encoder.width)
         self.projector = projector(encoder.width, projection) if projection else nn.Identity()
         self.weights, self.chunks = {"sim": sim, "std": std, "cov": cov, "sigreg": sigreg}, chunks

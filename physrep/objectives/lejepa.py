@@ -10,7 +10,7 @@ from physrep.data.module import Batch, Clips
 from physrep.distributed import gather
 from physrep.encoders.base import Encoder, tokens
 from physrep.losses import sigreg, weigh
-from physrep.objectives.base import Objective
+from physrep.objectives.base import Objective, positive
 from physrep.objectives.views import draw_slices, pool, projector
 
 
@@ -34,6 +34,7 @@ class LeJepa(Objective):
         **plan: Any,
     ) -> None:
         super().__init__(encoder, **plan)
+        positive(slices=slices, projection=projection)
         self.projector = projector(2 * encoder.width, projection)
         self.predictor = nn.Sequential(
             nn.Linear(projection, 2 * projection), nn.GELU(), nn.Linear(2 * projection, projection)
@@ -42,10 +43,12 @@ class LeJepa(Objective):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return loss, sim and sigreg of a batch whose clips hold two clip lengths."""
-        now, later = (self.projector(pool(tokens(self.encoder(clip)))) for clip in batch["clip"].chunk(2, dim=2))
+        now, later = (
+            self.projector(gather(pool(tokens(self.encoder(clip))))) for clip in batch["clip"].chunk(2, dim=2)
+        )
         slices = draw_slices(self, now.shape[1], self.slices)
         terms = {
             "sim": (self.predictor(now).float() - later.float()).square().mean(),
-            "sigreg": 0.5 * (sigreg(gather(now), slices) + sigreg(gather(later), slices)),
+            "sigreg": 0.5 * (sigreg(now, slices) + sigreg(later, slices)),
         }
         return weigh(terms, **self.weights)

@@ -13,9 +13,9 @@ from physrep.distributed import gather
 from physrep.encoders.base import Encoder, tokens
 from physrep.errors import UserError, did_you_mean
 from physrep.losses import barlow_twins, directions, lejepa, nt_xent, vicreg, weigh
-from physrep.objectives.base import Objective
+from physrep.objectives.base import Objective, positive
 
-WEIGHTS = {  # as published; our std is a mean over views, theirs a sum; LeJEPA's distance is from the centre: a quarter
+WEIGHTS = {  # the papers': std is a sum over views in VICReg's, ours a mean; LeJEPA's distance is from the centre
     "vicreg": {"sim": 25.0, "std": 50.0, "cov": 1.0},
     "barlow": {"on": 1.0, "off": 0.005},
     "ntxent": {"ntxent": 1.0},
@@ -44,6 +44,7 @@ class Views(Objective):
         **plan: Any,
     ) -> None:
         super().__init__(encoder, **plan)
+        positive(temperature=temperature, slices=slices, projection=projection)
         self.projector = projector(2 * encoder.width, projection)
         self.loss, self.weights = loss, WEIGHTS[loss] | (weights or {})
         if unknown := self.weights.keys() - WEIGHTS[loss]:
@@ -52,8 +53,10 @@ class Views(Objective):
         self.temperature, self.slices = temperature, slices
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the loss and its terms of a batch whose clips hold two clip lengths."""
-        x, y = (gather(self.projector(pool(tokens(self.encoder(clip))))) for clip in batch["clip"].chunk(2, dim=2))
+        """Return the loss and its terms of a batch whose clips hold two clip lengths; UserError for one sample."""
+        if self.training and len(batch["clip"]) < 2:
+            raise UserError("data.batch_size=1: samples are compared within a batch; raise it")
+        x, y = (self.projector(gather(pool(tokens(self.encoder(clip))))) for clip in batch["clip"].chunk(2, dim=2))
         match self.loss:
             case "vicreg":
                 terms = vicreg(x, y)

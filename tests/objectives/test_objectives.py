@@ -174,3 +174,19 @@ def test_draws_are_a_function_of_seed_epoch_batch():
     assert draw(1) == draw(1)
     assert draw(1) != draw(2)
     assert draw(1) != draw(1, seed=1)
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "next_frame"])
+def test_fields_are_not_decoded_from_an_encoder_that_takes_their_scale_away(name, monkeypatch):
+    monkeypatch.setitem(ENCODERS, name, (avit, ()))
+    with pytest.raises(UserError, match=rf"objective={name}: .* AViT normalises each clip; set objective=mpp"):
+        make(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [("jepa", "chunks"), ("views_ntxent", "temperature"), ("views_sigreg", "slices"), ("lejepa", "slices")],
+)
+def test_options_that_must_be_positive_are_refused_in_one_line(name, option):
+    with pytest.raises(UserError, match=rf"objective\.{option}=0.*: must be more than 0"):
+        make(name, **{option: 0})
