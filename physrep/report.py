@@ -37,12 +37,17 @@ def main(argv: Sequence[str]) -> None:
         print(path)
 
 
+def pictures(sections: int) -> list[str]:
+    """Return the names of the figures of so many sections."""
+    return [f"predictions{f'_{i}' if sections > 1 else ''}.png" for i in range(1, sections + 1)]
+
+
 def write(sections: Sequence[Section], out: Path) -> list[Path]:
     """Write table.md, table.csv and a figure a section into a folder, each whole or not at all; return their paths."""
     from physrep.figures import predictions
     from physrep.tables import as_csv, markdown
 
-    names = [f"predictions{f'_{i}' if len(sections) > 1 else ''}.png" for i in range(1, len(sections) + 1)]
+    names = pictures(len(sections))
     write_text(out / "table.md", markdown(sections, names))
     write_text(out / "table.csv", as_csv(sections))
     for section, name in zip(sections, names, strict=True):

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from physrep.config import compose
+from physrep.report import pictures
 from physrep.results import read
 from physrep.tables import markdown, table
 
@@ -14,8 +15,9 @@ FOLDERS = sorted(p.parent for p in Path("experiments").glob("*/results.jsonl"))
 @pytest.mark.parametrize("folder", FOLDERS, ids=[f.name for f in FOLDERS])
 def test_the_table_is_a_function_of_the_rows(folder):
     sections = table(read(folder / "results.jsonl"), compose([], "report").resamples)
-    assert markdown(sections, ["predictions.png"]) == (folder / "table.md").read_text()
-    assert (folder / "predictions.png").stat().st_size > 10_000
+    names = pictures(len(sections))
+    assert markdown(sections, names) == (folder / "table.md").read_text()
+    assert all((folder / name).stat().st_size > 10_000 for name in names)
 
 
 def test_the_readme_shows_the_demos_table():
