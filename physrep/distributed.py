@@ -34,13 +34,21 @@ class _Sum(torch.autograd.Function):
 
 
 def gather(x: Tensor) -> Tensor:
-    """Return the rows of all ranks, in their order: x [B, ...] -> [world B, ...]; ranks have equally many."""
+    """Return the rows of all ranks in the order that one process has them in, x [B, ...] -> [world B, ...].
+
+    Ranks have equally many rows, and rank r those that `share` gives it: r, r + world, r + 2 world, ...
+    """
     if world() == 1:
         return x
-    rows = x.new_zeros(world(), *x.shape)
-    rows[dist.get_rank()] = x
+    rows = x.new_zeros(len(x), world(), *x.shape[1:])
+    rows[:, dist.get_rank()] = x
     summed: Tensor = _Sum.apply(rows)
     return summed.flatten(0, 1)
+
+
+def share(x: Tensor) -> Tensor:
+    """Return this rank's rows of what was drawn for the batches of all, x [world B, ...] -> [B, ...]."""
+    return x if world() == 1 else x[dist.get_rank() :: world()]
 
 
 def mean(x: Tensor) -> Tensor:

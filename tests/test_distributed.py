@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, distributed, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from physrep.distributed import gather, mean, world
+from physrep.distributed import gather, mean, share, world
 from physrep.encoders.conv import ConvEncoder
 from physrep.losses import barlow_twins, directions, lejepa, nt_xent, vicreg, weigh
 from physrep.objectives.jepa import Jepa
@@ -60,9 +60,9 @@ def outcomes() -> dict[str, list[Tensor]]:
     found = {}
     for name, (case, batch) in cases().items():
         case.zero_grad()
-        share = [x.chunk(world())[distributed.get_rank() if world() > 1 else 0] for x in batch]
+        rows = [share(x) for x in batch]
         ddp = DistributedDataParallel(case) if world() > 1 else case  # averages as long as it is held
-        loss = ddp(*share)
+        loss = ddp(*rows)
         loss.backward()
         found[name] = [mean(loss.detach()), *(w.grad.clone() for w in case.parameters() if w.requires_grad)]
     return found
@@ -76,8 +76,7 @@ def work(rank: int, folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_ranks_equal_one(tmp_path: Path, monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[1])  # where a new process finds this file by its name
+def test_two_ranks_equal_one(tmp_path: Path):
     multiprocessing.spawn(work, (str(tmp_path),), WORLD)
     one = outcomes()
     for rank in range(WORLD):

@@ -11,6 +11,7 @@ from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from physrep.distributed import share, world
 from physrep.encoders.base import Encoder
 from physrep.errors import UserError
 from physrep.pretrained import State, load_pretrained
@@ -78,7 +79,7 @@ class AViT(Encoder):
     def stack(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the maps [B, D, T, h, w] of clips already normalised, x [B, C, T, H, W].
 
-        Drop path draws from `generator`, on the CPU; without one nothing is dropped.
+        Drop path draws from `generator`, on the CPU and for the clips of all ranks; without one nothing is dropped.
         """
         height, width = x.shape[-2:]
         if height % self.patch or width % self.patch or height * width == self.patch**2:
@@ -87,10 +88,10 @@ class AViT(Encoder):
         maps = self.embed(x.transpose(1, 2).flatten(0, 1), *self.space_bag(self.labels))
         y: Tensor = maps.unflatten(0, (x.shape[0], x.shape[2]))
         for block, rate in zip(self.blocks, self.rates, strict=True):
-            keep = torch.ones(3, len(x), 1, 1, 1, 1)
+            keep = torch.ones(len(x) * world(), 3)
             if generator is not None:
                 keep.bernoulli_(1 - rate, generator=generator).div_(1 - rate)
-            y = block(y, keep.to(y))
+            y = block(y, share(keep).T[..., None, None, None, None].to(y))
         return y.transpose(1, 2)
 
 

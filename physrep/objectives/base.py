@@ -51,8 +51,14 @@ class Objective(LightningModule):
         return tokens(self.encoder(clip))
 
     def generator(self) -> torch.Generator:
-        """Return a generator on the CPU whose draws are a function of (seed, epoch, batch, rank)."""
-        return torch.Generator().manual_seed(step_seed(self.seed, self.current_epoch, self._batch, self.global_rank))
+        """Return a generator on the CPU, the same on all ranks, whose draws are a function of (seed, epoch, batch).
+
+        What differs by sample is drawn for the batches of all ranks, of which each takes its `share`: so the number of
+        ranks makes no difference. In validation the draws are the same in every epoch, and the loss's curve is the
+        weights' alone.
+        """
+        epoch = self.current_epoch if self.training else -1
+        return torch.Generator().manual_seed(step_seed(self.seed, epoch, self._batch))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Minimise `losses(batch)["loss"]` and log every term. Raises UserError when it is not finite."""

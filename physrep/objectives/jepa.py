@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from physrep import distributed
 from physrep.data.module import Batch, Clips
-from physrep.data.sampler import step_seed
 from physrep.encoders.base import Encoder, tokens
 from physrep.encoders.conv import ConvPredictor
 from physrep.losses import lejepa, vicreg, weigh
@@ -29,8 +28,8 @@ class Jepa(Objective):
 
     Options: SIGReg, on predictions and targets, in the place of VICReg's statistics (`loss`); a projector of width
     `projection` between rows and loss; `stop_gradient` through the later clip; embedding that by a teacher, an average
-    of encoder and projector that keeps the part `ema` at each optimiser step and that probes get; statistics over the
-    rows of all ranks instead of each rank's (`gather`).
+    of encoder and projector that keeps the part `ema` at each optimiser step and that probes get; statistics over each
+    rank's own rows, as published, instead of those of all ranks (`gather=False`).
     """
 
     clips: ClassVar[Clips] = "next"
@@ -48,7 +47,7 @@ class Jepa(Objective):
         projection: int = 0,
         stop_gradient: bool = False,
         ema: float = 0.0,
-        gather: bool = False,
+        gather: bool = True,
         **plan: Any,
     ) -> None:
         super().__init__(encoder, **plan)
@@ -68,18 +67,16 @@ class Jepa(Objective):
         """Return loss, sim and the statistics' terms of a batch whose clips hold two clip lengths."""
         now, later = batch["clip"].chunk(2, dim=2)
         embed, project = (self.teacher.module if self.teacher else self.student).children()
-        predicted = self.projector(tokens(self.predictor(self.encoder(now))).flatten(0, 1))  # [B N, D]
-        target = project(tokens(embed(later)).flatten(0, 1))
-        generator = self.generator()
+        rows = [tokens(self.predictor(self.encoder(now))), tokens(embed(later))]  # [B, N, D]
+        if self.gather:
+            rows = [distributed.gather(x) for x in rows]
+        predicted, target = (p(x.flatten(0, 1)) for p, x in zip((self.projector, project), rows, strict=True))
         if self.stop_gradient:
             target = target.detach()
-        if self.gather:
-            predicted, target = distributed.gather(predicted), distributed.gather(target)
-            generator.manual_seed(step_seed(self.seed, self.current_epoch, self._batch, 0))  # rank 0's, for all
         terms = vicreg
         if self.loss == "sigreg":
             terms = partial(lejepa, directions=draw_slices(self, target.shape[1], SLICES))
-        order = torch.randperm(len(target), generator=generator).to(target.device)
+        order = torch.randperm(len(target), generator=self.generator()).to(target.device)
         parts = [terms(predicted[i], target[i]) for i in order.chunk(self.chunks)]
         return weigh({k: torch.stack([p[k] for p in parts]).mean() for k in parts[0]}, **self.weights)
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from physrep.data.module import Batch, Clips
-from physrep.distributed import gather
+from physrep.distributed import gather, share, world
 from physrep.encoders.base import Encoder, tokens
 from physrep.encoders.vit import Grid, VisionTransformer, transformer
 from physrep.errors import UserError
@@ -79,9 +79,9 @@ class MaskedLatent(Objective):
             target = F.layer_norm(whole, whole.shape[2:])  # [B, N, D]
             away = (target - target.mean(0)).abs().mean(2)
         parts = []
-        for number, share in self.masks:
-            blocks = draw_blocks(grid, number, share, len(clip), generator)
-            context, hidden = (x.to(clip.device) for x in split(blocks, grid[0], generator))
+        for number, area in self.masks:
+            blocks = draw_blocks(grid, number, area, len(clip) * world(), generator)
+            context, hidden = (share(x).to(clip.device) for x in split(blocks, grid[0], generator))
             seen = self.encoder.visible(clip, context)
             predicted = self.predictor(seen, context, hidden, grid)
             wanted = target.gather(1, hidden[..., None].expand_as(predicted))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from physrep.data.module import Batch, Clips
+from physrep.distributed import share, world
 from physrep.encoders.base import Encoder
 from physrep.encoders.vit import Grid, Positions, VisionTransformer, blocks, pick, table, transformer
 from physrep.errors import UserError
@@ -60,7 +61,7 @@ class VideoMae(Objective):
         """Return loss and baseline: mean squared errors over the hidden tubelets."""
         clip, encoder = batch["clip"], self.encoder
         grid = encoder.grid(clip)
-        drawn = tube_mask(grid, self.ratio, len(clip), self.generator())
+        drawn = [share(x) for x in tube_mask(grid, self.ratio, len(clip) * world(), self.generator())]
         keep, hidden = (tubes(places.to(clip.device), grid) for places in drawn)
         predicted = self.decoder(encoder.visible(clip, keep), keep, hidden, grid)
         target = self._target(pick(clip, encoder.cell, hidden))
