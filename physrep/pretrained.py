@@ -20,6 +20,7 @@ State = dict[str, Tensor]
 Channels = Literal["error", "reinit", "mean"]
 
 WRAPPERS = ("model", "module", "state_dict", "model_state")
+OURS = ("teacher.module.0.", "teacher.module.", "encoder.")  # jepa's teacher, masked_latent's, any run's encoder
 DECODER = ("decoder.", "encoder_to_decoder.", "mask_token")
 HUGGING_FACE = {  # its names for what VideoMAE's authors call otherwise; the longer before what they end in
     "embeddings.patch_embeddings.projection.": "patch_embed.proj.",
@@ -95,14 +96,18 @@ def read_tensors(path: str) -> State:
 def videomae(state: State) -> State:
     """Name a VideoMAE encoder's weights as VisionTransformer does; takes the authors' layout, Hugging Face's or ours.
 
-    The decoder is left out. Queries, keys and values become one layer, and so do their biases, the keys' being zero.
+    The decoder is left out, and of our runs all but the encoder that probes get: the teacher's if there is one. Queries,
+    keys and values become one layer, and so do their biases, the keys' being zero. UserError for a fine-tuned model.
     """
+    if any(name.endswith("fc_norm.weight") for name in state):
+        raise UserError("encoder.weights: is a model fine-tuned to classify, without the encoder's last norm; give the "
+                        "checkpoint of its pretraining")  # fmt: skip
     if any("attention.attention." in name for name in state):
         state = {n.removeprefix("videomae."): x for n, x in state.items() if not n.startswith(DECODER)}
         for theirs, ours in HUGGING_FACE.items():
             state = {n.replace(theirs, ours): x for n, x in state.items()}
-    elif any(name.startswith("encoder.") for name in state):
-        state = {n.removeprefix("encoder."): x for n, x in state.items() if n.startswith("encoder.")}
+    elif at := next((p for p in OURS if any(name.startswith(p) for name in state)), None):
+        state = {n.removeprefix(at): x for n, x in state.items() if n.startswith(at)}
     state = {n.replace("patch_embed.proj.", "patch."): x for n, x in state.items()}
     for stem in {n[: n.index("attn.")] + "attn." for n in state if "attn." in n}:
         _merge(state, [f"{stem}{each}.weight" for each in ("query", "key", "value")], f"{stem}qkv.weight")

@@ -27,6 +27,7 @@ from physrep.errors import UserError
 from physrep.progress import track
 
 STATUS = "--status"
+MONITORS = ("valid/loss", "valid/baseline", "probe/mse", "rank/effective", "std/between", "std/within")
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class Cell:
         with self.log.open() as log:
             return "failed" if lock(log) else "running"
 
+    def metrics(self) -> dict[str, float]:
+        """Return what a finished run measured last."""
+        found: dict[str, float] = json.loads((self.folder / "summary.json").read_text())["metrics"]
+        return found
+
     def last_line(self) -> str:
         """Return what the fit said last."""
         return next((line for line in reversed(self.log.read_text().splitlines()) if line.strip()), "said nothing")
@@ -59,7 +65,10 @@ def main(argv: Sequence[str]) -> None:
     """Run `python -m physrep.sweep`; exit code 1 if a run failed."""
     plain = [argument for argument in argv if argument != STATUS]
     if any(argument.startswith("-") for argument in plain):
-        cli([a for a in plain if a.startswith("-")], doc=f"{__doc__}\n    {STATUS:<12} say what is done, and stop")
+        cli(
+            [a for a in plain if a.startswith("-")],
+            doc=f"{__doc__}\n    {STATUS:<12} say what is done and what its monitors say, and stop",
+        )
     planned = cells(plain)
     if STATUS in argv:
         tell(planned)
@@ -147,8 +156,15 @@ def probe(folder: Path, argv: Sequence[str]) -> None:
 
 
 def tell(planned: Sequence[Cell]) -> None:
-    """Print a line for each run that is not done, and how many are what."""
+    """Print what the monitors of the runs that are done say, a line for each that is not, and how many are what."""
     status = [cell.status() for cell in planned]
+    done = [cell for cell, each in zip(planned, status, strict=True) if each == "done"]
+    width = max((len(cell.folder.name) for cell in done), default=0)
+    if done:
+        print(" " * width, *(f"{name:>14}" for name in MONITORS))
+    for cell in done:
+        found = cell.metrics()
+        print(f"{cell.folder.name:<{width}}", *(f"{found[n]:14.4g}" if n in found else " " * 14 for n in MONITORS))
     for cell, each in zip(planned, status, strict=True):
         if each != "done":
             print(f"{each:<8} {cell.folder}" + (f": {cell.last_line()}" if each == "failed" else ""))

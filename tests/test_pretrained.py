@@ -12,6 +12,8 @@ from physrep.config import build
 from physrep.encoders.base import tokens
 from physrep.encoders.vit import VisionTransformer
 from physrep.errors import UserError
+from physrep.objectives.jepa import Jepa
+from physrep.objectives.masked_latent import MaskedLatent
 from physrep.objectives.videomae import VideoMae
 from physrep.pretrained import load_pretrained, read_tensors, videomae
 
@@ -141,6 +143,25 @@ def test_a_runs_own_checkpoint_loads_too(tmp_path):
     again = ours(positions="sincos3d", weights=str(tmp_path / "last.ckpt"))
     for name, weight in run.encoder.state_dict().items():
         assert torch.equal(again.state_dict()[name], weight)
+
+
+@pytest.mark.parametrize(("objective", "options"), [(MaskedLatent, {}), (Jepa, {"ema": 0.9, "projection": 8})])
+def test_of_a_run_with_a_teacher_the_teacher_is_taken(objective, options, tmp_path):
+    run = objective(ours(positions="sincos3d"), **options)
+    with torch.no_grad():
+        for weight in run.encoder.parameters():
+            weight.add_(1)
+    torch.save({"state_dict": run.state_dict()}, tmp_path / "last.ckpt")
+    again = ours(positions="sincos3d", weights=str(tmp_path / "last.ckpt"))
+    clip = torch.randn(2, 3, 4, 8, 8)
+    torch.testing.assert_close(tokens(again(clip)), run.eval().encode(clip), rtol=0, atol=0)
+    assert not torch.equal(tokens(again(clip)), tokens(run.encoder(clip)))
+
+
+def test_a_classifier_made_of_videomae_is_refused(tmp_path):
+    torch.save({"model": {"fc_norm.weight": torch.ones(3), "head.weight": torch.ones(3)}}, tmp_path / "tuned.pth")
+    with pytest.raises(UserError, match="fine-tuned to classify.*; give the checkpoint of its pretraining"):
+        ours(weights=str(tmp_path / "tuned.pth"))
 
 
 def test_other_channels_are_refused_averaged_or_started_anew(plain, file):

@@ -71,7 +71,7 @@ def test_a_failed_run_stops_nothing_and_is_tried_again(tmp_path, monkeypatch, ca
             print("physrep: seed 0 is cursed", file=stdout)
         else:
             folder.mkdir(parents=True)
-            (folder / "summary.json").write_text("{}")
+            (folder / "summary.json").write_text('{"metrics": {"valid/loss": 2.5, "rank/effective": 1.25}}')
 
     argv = ["data=shear_flow_tiny", "seed=0,1", f"runs={tmp_path / 'runs'}"]
     planned = cells(argv)
@@ -87,7 +87,10 @@ def test_a_failed_run_stops_nothing_and_is_tried_again(tmp_path, monkeypatch, ca
     assert "2 runs, 1 done already" in (said := capsys.readouterr().out)
     assert "2 runs: 2 done, 0 running, 0 failed, 0 pending" in said
     main([*argv, "--status"])
-    assert capsys.readouterr().out == "2 runs: 2 done, 0 running, 0 failed, 0 pending\n"
+    head, *lines, last = capsys.readouterr().out.splitlines()
+    assert head.split() == list(sweep.MONITORS)
+    assert [line.split() for line in lines] == [[cell.folder.name, "2.5", "1.25"] for cell in planned]
+    assert last == "2 runs: 2 done, 0 running, 0 failed, 0 pending"
     assert asked == [tmp_path / "runs" / "dev"] * 2
 
 

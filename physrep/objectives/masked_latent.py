@@ -67,7 +67,7 @@ class MaskedLatent(Objective):
         if width % heads:
             raise UserError(f"objective.heads: {heads} do not divide objective.width={width}; choose a divisor")
         self.predictor = MaskDecoder(
-            vit.width, width, depth or -(-len(vit.blocks) // 2), heads, vit.width, vit.positions
+            vit.width, width, -(-len(vit.blocks) // 2) if depth is None else depth, heads, vit.width, vit.positions
         )
         self.teacher = Teacher(vit, ema)
 

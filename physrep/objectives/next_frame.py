@@ -17,7 +17,7 @@ class NextFrame(Objective):
     """Predict the frame after a clip, or its change (`delta`) from the last one, from the clip's features alone.
 
     Pixels against Jepa's latents, at an equal encoder: any whose map covers the clip (UserError for others). The error
-    counts in units of the target's variance + `floor`; `persistence` is that of the last frame as the answer.
+    counts in units of the target's variance + `floor`; `baseline` is that of the last frame as the answer.
     """
 
     clips: ClassVar[Clips] = "frame"
@@ -39,11 +39,11 @@ class NextFrame(Objective):
         self.target, self.floor = target, check_floor(floor)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Return loss and persistence of a batch whose clips hold one frame more."""
+        """Return loss and baseline of a batch whose clips hold one frame more."""
         past, future = batch["clip"][:, :, :-1], batch["clip"][:, :, -1]
         features = self.encoder(past).flatten(1, 2).unsqueeze(2)  # [B, D t, 1, h, w]
         predicted = self.decoder(features)[:, :, 0]
         last = past[:, :, -1]
         if self.target == "delta":
             future, last = future - last, torch.zeros_like(last)
-        return {"loss": nmse(predicted, future, self.floor), "persistence": nmse(last, future, self.floor)}
+        return {"loss": nmse(predicted, future, self.floor), "baseline": nmse(last, future, self.floor)}

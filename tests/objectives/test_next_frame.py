@@ -44,16 +44,16 @@ def test_loss_is_the_nmse_of_what_all_the_clips_features_say_of_the_frame_after_
     still = (
         nmse(clip[:, :, 7], clip[:, :, 8], 0.05) if target == "frame" else nmse(torch.zeros(2, 3, 16, 32), wanted, 0.05)
     )
-    torch.testing.assert_close(terms["persistence"], still)
+    torch.testing.assert_close(terms["baseline"], still)
 
 
 def test_persistence_is_right_where_nothing_moves_and_one_where_all_is_change():
     objective = make(conv)
     still = torch.randn(2, 3, 1, 16, 32).expand(-1, -1, 9, -1, -1)
-    assert objective.losses(batch(still))["persistence"] == 0
-    assert make(conv, target="delta").losses(batch(still))["persistence"] == 0
+    assert objective.losses(batch(still))["baseline"] == 0
+    assert make(conv, target="delta").losses(batch(still))["baseline"] == 0
     moving = make(conv, target="delta", floor=1e-9).losses(batch(torch.randn(2, 3, 9, 16, 32)))
-    assert float(moving["persistence"]) == pytest.approx(1, abs=0.02)
+    assert float(moving["baseline"]) == pytest.approx(1, abs=0.02)
 
 
 @pytest.mark.parametrize("encoder", [conv, vit])
@@ -83,7 +83,7 @@ def test_a_travelling_wave_is_predicted_better_than_by_persistence(encoder):
         optimizer.zero_grad()
         terms["loss"].backward()
         optimizer.step()
-    assert terms["loss"] < 0.5 * terms["persistence"]
+    assert terms["loss"] < 0.5 * terms["baseline"]
 
 
 def test_a_floor_of_zero_is_refused():

@@ -95,6 +95,21 @@ def test_any_number_of_channels_and_bf16(name, channels):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_flat_and_still_fields_have_a_finite_loss_and_gradient(name):
+    objective = make(name)
+    clip = torch.randn(4, 4, FRAMES[objective.clips], 16, 16)
+    clip[0] = 0.0  # nothing there
+    clip[1] = clip[1, :, :1, :1, :1]  # each channel one value
+    clip[2, 1] = clip[2, 1, :, :1, :1]  # a channel flat in space
+    clip[3] = clip[3, :, :1]  # no motion
+    batch = {"clip": clip, "theta": torch.zeros(4, 2), "trajectory": torch.arange(4)}
+    loss = objective.losses(batch)["loss"]
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(w.grad).all() for w in objective.parameters() if w.grad is not None)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_checkpoint_gives_the_same_tokens_again(name, tmp_path):
     objective, other = make(name), make(name)
     clip = torch.randn(4, 4, FRAMES[objective.clips], 16, 16)
