@@ -96,8 +96,9 @@ def read_tensors(path: str) -> State:
 def videomae(state: State) -> State:
     """Name a VideoMAE encoder's weights as VisionTransformer does; takes the authors' layout, Hugging Face's or ours.
 
-    The decoder is left out, and of our runs all but the encoder that probes get: the teacher's if there is one. Queries,
-    keys and values become one layer, and so do their biases, the keys' being zero. UserError for a fine-tuned model.
+    The decoder is left out, and of our runs all but the encoder that probes get, a teacher's where there is one.
+    Queries, keys and values become one layer, and so do their biases, the keys' being zero. UserError for a fine-tuned
+    model.
     """
     if any(name.endswith("fc_norm.weight") for name in state):
         raise UserError("encoder.weights: is a model fine-tuned to classify, without the encoder's last norm; give the "
