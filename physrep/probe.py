@@ -99,7 +99,7 @@ def run_subject(run: Path, cfg: DictConfig, allow: Sequence[str]) -> Subject:
     frozen = load(run, allow)
     mark = digest(frozen.digest(), source_code(frozen.objective, frozen.objective.encoder))
     encode = partial(frozen.encode, normalised=True)
-    source = Source(cfg.choices.objective, cfg.choices.encoder, encode, mark)
+    source = Source(cfg.choices.objective, cfg.choices.encoder, encode, mark, model=frozen)
     return Subject(source, build(cfg.data, seed=cfg.seed), cfg, str(run), frozen.step)
 
 
@@ -121,19 +121,26 @@ def score(subject: Subject, asked: DictConfig, results: Path) -> int:
         probe = build(node)
         of = [source.objective, source.digest, data.fingerprint, protocol, cfg.seed]
         key = digest(of, name, OmegaConf.to_container(node), source_code(probe))
+        if probe.needs == "clips" and source.model is None:
+            print(f"{source.objective}: has no encoder to unfreeze, no {name}", file=sys.stderr)
+            continue
         done = all(f"{key}/{parameter}" in known for parameter in data.scales)
         if asked.dry_run:
             counts = ", ".join(f"{len(data.windows(s, data.eval_step))} {s}" for s in ("train", "valid", "test"))
             print(f"{subject.run or source.objective}: {name} on {counts} windows, {'done' if done else 'to do'}")
         if done or asked.dry_run:
             continue
-        if not features:
-            features = {s: embed(source, data, s, results.parent / "embeddings") for s in ("train", "valid", "test")}
         print(f"{source.objective}: {name}", file=sys.stderr, flush=True)
-        predictor = probe.fit(features["train"], features["valid"])
-        test = features["test"]
+        if probe.needs == "clips":
+            predictor = probe.fit(source.model, data)
+            predicted, test = predictor.predict("test")
+        else:
+            for split in ("train", "valid", "test") if not features else ():
+                features[split] = embed(source, data, split, results.parent / "embeddings")
+            predictor, test = probe.fit(features["train"], features["valid"]), features["test"]
+            predicted = predictor(test)
         rows = make_rows(
-            predictor(test), test.theta, test.trajectory,
+            predicted, test.theta, test.trajectory,
             scales=data.scales,
             centers=data.statistics["theta_mean"], spreads=data.statistics["theta_std"],
             data=data.name, objective=source.objective, encoder=source.encoder, probe=name, seed=cfg.seed,

@@ -18,6 +18,7 @@ from physrep.results import Row
 FIRST = ("mean", "statistics", "random", "supervised")  # controls head a table, the others follow by name
 BASELINE = "random"
 AVERAGE = "average"
+UNFROZEN = "finetune"
 FEW = 24  # trajectories, under which a bootstrap's intervals are known to be too narrow
 NAMES = {"mse": "MSE", "r2": "R2", "mae": "MAE"}
 Place = tuple[str, str, str]  # objective, encoder, probe
@@ -172,7 +173,8 @@ def _notes(rows: Sequence[Row], ids: Sequence[int], resamples: int) -> list[str]
         f"Encoder: {', '.join(encoders) or 'none'}. Checkpoint at step: {each('step')}. Seeds: {each('seed')}. "
         f"Commit: {', '.join(commits) or 'unknown'}.",
         f"Standardised by the train split: {'; '.join(ways)}.",
-        f"Probes are fitted on train and choose everything on valid; {row.split} is scored once.",
+        f"Probes are fitted on train and choose everything on valid; {row.split} is scored once."
+        + (f" {UNFROZEN} trains the encoder too." if any(row.probe == UNFROZEN for row in rows) else ""),
         f"Brackets: 95 % interval, {resamples} bootstrap samples of trajectories and seeds; of one seed it holds no "
         "variation between seeds.",
     ]

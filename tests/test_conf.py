@@ -46,7 +46,7 @@ def test_trainer(name):
 @pytest.mark.parametrize("name", names("probe"))
 def test_probe(name):
     probe = build(compose([f"probe={name}"]).probe[name])
-    assert probe.needs in {"pooled", "tokens"}
+    assert probe.needs in {"pooled", "tokens", "clips"}
 
 
 @pytest.mark.parametrize("experiment", sorted(p.parent.name for p in Path("experiments").glob("*/config.yaml")))

@@ -10,6 +10,7 @@ from physrep import probe
 from physrep.errors import UserError
 from physrep.fit import main as fit
 from physrep.results import read
+from physrep.tables import markdown, table
 
 
 def arguments(datasets: Path, runs: Path, *more: str) -> list[str]:
@@ -66,6 +67,19 @@ def test_one_run_and_another_probe(probed, datasets):
     assert [(r.objective, r.parameter, r.run) for r in rows] == [
         ("views", p, str(run)) for p in ("Reynolds", "Schmidt")
     ]
+
+
+def test_finetune_is_for_runs_and_says_so(probed, datasets, tmp_path, capsys):
+    shutil.copytree(probed / "dev", tmp_path / "dev", ignore=shutil.ignore_patterns("*.jsonl", "embeddings"))
+    tuned = ["probe=finetune", "probe.finetune.steps=2", "probe.finetune.checks=1", "controls=[statistics]"]
+    probe.main(arguments(datasets, tmp_path, *tuned))
+    assert "statistics: has no encoder to unfreeze, no finetune" in capsys.readouterr().err
+    rows = read(tmp_path / "dev" / "results.jsonl")
+    assert {(r.objective, r.probe, r.chosen["step"]) for r in rows} == {
+        (objective, "finetune", 2) for objective in ("random", "jepa", "views")
+    }
+    (section,) = table(rows, 100)
+    assert "finetune trains the encoder too." in markdown([section], ["a.png"])
 
 
 def test_unfinished_runs_are_skipped_or_refused(probed, datasets, tmp_path, capsys):

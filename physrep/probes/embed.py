@@ -17,6 +17,7 @@ from torch import Tensor
 from physrep.data.module import WellDataModule
 from physrep.errors import UserError
 from physrep.files import whole_hdf5
+from physrep.frozen import Frozen
 from physrep.probes.baselines import statistics
 from physrep.probes.features import Features
 from physrep.progress import track
@@ -27,13 +28,15 @@ HEADS = 8  # attentive probes split a token over this many heads
 
 @dataclass(frozen=True)
 class Source:
-    """Where embeddings come from: a row's name, a function clip [B, C, T, H, W] -> tokens [B, N, D], and its digest."""
+    """Where embeddings come from: a row's name, a function clip [B, C, T, H, W] -> tokens [B, N, D], its digest, and
+    the frozen run that it is of, if any."""
 
     objective: str
     encoder: str
     encode: Callable[[Tensor], Tensor]
     digest: str
     dtype: torch.dtype = torch.float16
+    model: Frozen | None = None
 
 
 def mean_source() -> Source:
