@@ -1,7 +1,7 @@
 """Make the tables and the figure of an experiment's results.jsonl.
 
-Reads <runs>/<experiment>/results.jsonl (or results=FILE) and writes table.md, table.csv and predictions.png into
-<runs>/<experiment>/report (or out=FOLDER). They are a function of the rows alone.
+Reads <runs>/<experiment>/results.jsonl (or results=FILE) and writes table.md, table.csv, table.tex (for booktabs) and
+predictions.png into <runs>/<experiment>/report (or out=FOLDER). They are a function of the rows alone.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str]) -> None:
     """Run `python -m physrep.report`."""
     cfg = cli(argv, base="report", doc=__doc__)
+    from physrep.render import text
     from physrep.results import read
-    from physrep.tables import table, text
+    from physrep.tables import table
 
     if cfg.resamples < 1:
         raise UserError(f"resamples={cfg.resamples}: an interval needs samples; 1000 or more are usual")
@@ -43,17 +44,18 @@ def pictures(sections: int) -> list[str]:
 
 
 def write(sections: Sequence[Section], out: Path) -> list[Path]:
-    """Write table.md, table.csv and a figure a section into a folder, each whole or not at all; return their paths."""
+    """Write the tables and a figure a section into a folder, each whole or not at all, and return their paths."""
     from physrep.figures import predictions
-    from physrep.tables import as_csv, markdown
+    from physrep.render import as_csv, latex, markdown
 
     names = pictures(len(sections))
     write_text(out / "table.md", markdown(sections, names))
     write_text(out / "table.csv", as_csv(sections))
+    write_text(out / "table.tex", latex(sections))
     for section, name in zip(sections, names, strict=True):
         with whole(out / name) as temporary:
             predictions(section).savefig(temporary, format="png", dpi=200)
-    return [out / name for name in ("table.md", "table.csv", *names)]
+    return [out / name for name in ("table.md", "table.csv", "table.tex", *names)]
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from physrep.config import compose
+from physrep.render import markdown
 from physrep.report import pictures
 from physrep.results import read
-from physrep.tables import markdown, table
+from physrep.tables import table
 
 FOLDERS = sorted(p.parent for p in Path("experiments").glob("*/results.jsonl"))
 

@@ -9,8 +9,9 @@ import pytest
 from physrep import probe
 from physrep.errors import UserError
 from physrep.fit import main as fit
+from physrep.render import markdown
 from physrep.results import read
-from physrep.tables import markdown, table
+from physrep.tables import table
 
 
 def arguments(datasets: Path, runs: Path, *more: str) -> list[str]:

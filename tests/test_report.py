@@ -15,8 +15,9 @@ from physrep import report
 from physrep.errors import UserError
 from physrep.figures import predictions
 from physrep.metrics import draw
+from physrep.render import as_csv, latex, markdown, show, text
 from physrep.results import append, make_rows
-from physrep.tables import as_csv, grids, markdown, show, table, text
+from physrep.tables import grids, table
 
 N, WINDOWS = 30, 2
 NOISE = {"mean": None, "statistics": 0.5, "random": 0.7, "supervised": 0.2, "jepa": 0.3, "vicreg": 0.4}
@@ -290,6 +291,21 @@ def test_csv_holds_every_cell_in_full():
         assert (float(line["value"]), float(line["high"])) == (c.value, c.high)
 
 
+def test_latex_has_every_cell_and_is_balanced():
+    sections = table(several(), resamples=50)
+    made = latex(sections)
+    for kind in ("table", "tabular"):
+        assert made.count(rf"\begin{{{kind}}}") == made.count(rf"\end{{{kind}}}") == len(grids(sections[0]))
+    assert made.count("{") == made.count("}")
+    for grid in grids(sections[0]):
+        for labels, cells in grid.lines:
+            line = next(at for at in made.splitlines() if at.startswith(" & ".join(labels).replace("_", r"\_")))
+            assert line.count(" & ") == len(grid.stub) + len(grid.heads) - 1
+            assert all(show(cell).rstrip(" *").replace("–", "--") in made for cell in cells)
+    assert "\\textbf{" in made
+    assert "%" not in made.replace("\\%", "").replace("{!}{%", "").split("\n", 1)[1]
+
+
 def test_undefined_r2_is_a_dash_and_empty_in_csv():
     made = [replace(row, truth=[0.5] * N) for row in rows()]
     sections = table(made, resamples=20)
@@ -305,7 +321,7 @@ def test_the_report_is_made_again_from_the_rows_alone(tmp_path, capsys):
     said = capsys.readouterr().out
     out = tmp_path / "dev" / "report"
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    assert sorted(before) == ["predictions.png", "table.csv", "table.md"]
+    assert sorted(before) == ["predictions.png", "table.csv", "table.md", "table.tex"]
     for path in list(out.parent.iterdir()):
         if path != results:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -350,7 +366,13 @@ def test_a_bootstrap_without_samples_is_refused(tmp_path):
 
 def test_sections_have_a_figure_each(tmp_path):
     written = report.write(table(rows() + rows(fingerprint="beef"), resamples=20), tmp_path)
-    assert [path.name for path in written] == ["table.md", "table.csv", "predictions_1.png", "predictions_2.png"]
+    assert [path.name for path in written] == [
+        "table.md",
+        "table.csv",
+        "table.tex",
+        "predictions_1.png",
+        "predictions_2.png",
+    ]
     assert all(path.exists() for path in written)
     assert "(predictions_2.png)" in (tmp_path / "table.md").read_text("utf-8")
 
