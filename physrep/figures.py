@@ -1,8 +1,10 @@
-"""The report's figure: predicted against true parameters."""
+"""The report's figures: predicted against true parameters, and what the monitors of the runs said."""
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +19,12 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito 2008, for all eyes
 GREY = "#666666"
+MONITORS = {
+    "valid/loss": "loss on valid, of its first",
+    "probe/mse": "online ridge on valid, MSE",
+    "rank/effective": "effective rank",
+    "std/between": "std over trajectories",
+}
 CONTROLS = ("mean", "statistics", "random")
 SIDE, GAP, TICKS, LEFT, TOP = 1.3, 0.15, 0.3, 1.0, 0.45  # inches: an axis, between axes, under a parameter, margins
 STYLE: dict[Any, Any] = {"font.size": 8, "axes.linewidth": 0.6, "axes.spines.top": False, "axes.spines.right": False}
@@ -60,6 +68,52 @@ def predictions(section: Section) -> Figure:
         figure.supxlabel("true", fontsize=9, y=0.03 / height, va="bottom")
         figure.supylabel("predicted", fontsize=9, x=0.06 / width, ha="left")
     return figure
+
+
+def curves(section: Section) -> Figure | None:
+    """Draw the monitors of the runs that rows are of over optimiser steps, a line a run; None where no run lies there.
+
+    The loss on valid is in units of its first value, since objectives have units of their own.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    found = {(row.objective, row.encoder, row.seed, row.run) for row in section.rows if row.run}
+    logs = [((o, e), _logged(Path(run) / "metrics.csv")) for o, e, _, run in sorted(found, key=lambda f: order(*f))]
+    runs = [(label, logged) for label, logged in logs if logged]
+    if not runs:
+        return None
+    learned = list(dict.fromkeys(label for label, _ in runs if label[0] not in CONTROLS))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(2.6 * len(MONITORS) + 1.6, 2.4), layout="constrained")
+        axes = figure.subplots(1, len(MONITORS))
+        for axis, (name, said) in zip(axes, MONITORS.items(), strict=True):
+            for label, logged in runs:
+                steps, values = zip(*logged.get(name, [(np.nan, np.nan)]), strict=True)
+                unit = values[0] if name == "valid/loss" and values[0] else 1.0
+                colour, line = (GREY, "") if label not in learned else _look(learned.index(label))
+                look: dict[str, Any] = {"color": colour, "linestyle": line, "marker": "o", "markersize": 2.5}
+                axis.plot(steps, np.divide(values, unit), linewidth=1, label=" ".join(label), **look)
+            axis.set(title=said, xlabel="optimiser steps")
+        handles, names = axes[-1].get_legend_handles_labels()
+        once = dict(zip(names, handles, strict=True))
+        figure.legend(once.values(), once.keys(), loc="outside right upper", frameon=False, fontsize=7)
+    return figure
+
+
+def _look(place: int) -> tuple[str, str]:
+    """Return colour and dashes of the learned objective that stands at a place of the table."""
+    return COLOURS[place % len(COLOURS)], ("-", "--", ":", "-.")[place // len(COLOURS) % 4]
+
+
+def _logged(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """Return what a run logged, by name, as steps and values; nothing where the file is gone."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    if path.exists():
+        with path.open(newline="") as file:
+            for line in csv.DictReader(file):
+                found.setdefault(line["name"], []).append((int(line["step"]), float(line["value"])))
+    return found
 
 
 def _place(z: Sequence[float], row: Row) -> Array:

@@ -5,6 +5,7 @@ import random
 import re
 import shutil
 from dataclasses import replace
+from html.parser import HTMLParser
 
 import matplotlib.image
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 
 from physrep import report
 from physrep.errors import UserError
-from physrep.figures import predictions
+from physrep.figures import curves, predictions
 from physrep.metrics import draw
 from physrep.render import as_csv, latex, markdown, show, text
 from physrep.results import append, make_rows
@@ -321,7 +322,7 @@ def test_the_report_is_made_again_from_the_rows_alone(tmp_path, capsys):
     said = capsys.readouterr().out
     out = tmp_path / "dev" / "report"
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    assert sorted(before) == ["predictions.png", "table.csv", "table.md", "table.tex"]
+    assert sorted(before) == ["predictions.png", "report.html", "table.csv", "table.md", "table.tex"]
     for path in list(out.parent.iterdir()):
         if path != results:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -335,7 +336,7 @@ def test_the_report_is_made_again_from_the_rows_alone(tmp_path, capsys):
 
 def test_a_failed_report_leaves_the_old_files(tmp_path, monkeypatch):
     sections = table(rows(), resamples=20)
-    report.write(sections, tmp_path)
+    report.write("dev", sections, tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def full(*_, **__):
@@ -343,7 +344,7 @@ def test_a_failed_report_leaves_the_old_files(tmp_path, monkeypatch):
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
     with pytest.raises(OSError, match="No space"):
-        report.write(sections, tmp_path)
+        report.write("dev", sections, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -365,8 +366,9 @@ def test_a_bootstrap_without_samples_is_refused(tmp_path):
 
 
 def test_sections_have_a_figure_each(tmp_path):
-    written = report.write(table(rows() + rows(fingerprint="beef"), resamples=20), tmp_path)
+    written = report.write("dev", table(rows() + rows(fingerprint="beef"), resamples=20), tmp_path)
     assert [path.name for path in written] == [
+        "report.html",
         "table.md",
         "table.csv",
         "table.tex",
@@ -388,7 +390,7 @@ def test_the_figure_is_a_picture_with_an_axis_for_each_cell(tmp_path):
     r2 = cell([section], "jepa", "attentive", "Reynolds", "r2").value
     assert corners[2] == f"MSE {want.value:.3f}\nR² {r2:.2f}"
     assert [axis.get_title() for axis in figure.axes[:4]] == ["mean", "random", "jepa", ""]
-    (report_path,) = [path for path in report.write([section], tmp_path) if path.suffix == ".png"]
+    (report_path,) = [path for path in report.write("dev", [section], tmp_path) if path.suffix == ".png"]
     picture = matplotlib.image.imread(report_path)
     height, width = picture.shape[:2]
     assert 800 < height < 3000 and 800 < width < 3000
@@ -404,3 +406,57 @@ def test_points_lie_where_the_rows_say_and_those_beyond_the_axes_at_their_edge()
     assert len(inside) == N - 1 and above.tolist() == [[4.0, 5.25]]  # log10; the truth is 4 to 5
     assert np.asarray(inside) == pytest.approx(np.stack([made[0].truth, made[0].prediction], 1)[1:] * 0.5 + 4.5)
     assert axis.get_xlim() == axis.get_ylim() == (3.75, 5.25)
+
+
+class Seen(HTMLParser):
+    """What a page shows: the text of its cells, its pictures, and whether its tags are balanced."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.cells, self.images, self.links = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        if tag in {"meta", "img"}:
+            self.images += [value for name, value in attrs if name == "src"]
+            return
+        self.open.append(tag)
+        self.links += [value for name, value in attrs if name in {"href", "src"}]
+        if tag == "td":
+            self.cells.append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "td" in self.open:
+            self.cells[-1] += data
+
+
+def test_the_page_holds_all_cells_and_pictures_and_needs_no_other_file(tmp_path):
+    sections = table(several(run=str(tmp_path / "run <1>")), resamples=50)
+    (tmp_path / "run <1>").mkdir()
+    (tmp_path / "run <1>" / "metrics.csv").write_text(
+        "step,name,value\n0,valid/loss,2\n9,valid/loss,1\n9,probe/mse,0.5\n"
+    )
+    report.write("dev & more", sections, tmp_path / "out")
+    seen = Seen()
+    seen.feed((tmp_path / "out" / "report.html").read_text())
+    assert not seen.open
+    shown = {cell.strip() for cell in seen.cells}
+    assert {show(cell) for grid in grids(sections[0]) for _, cells in grid.lines for cell in cells} <= shown
+    assert {row.key for row in sections[0].rows} | {str(tmp_path / "run <1>")} <= shown
+    assert len(seen.images) == 2
+    assert all(image.startswith("data:image/png;base64,iVBOR") for image in seen.images)
+    assert not [link for link in seen.links if not link.startswith("#")]
+
+
+def test_curves_are_of_the_runs_that_are_there(tmp_path):
+    assert curves(table(several(), resamples=20)[0]) is None
+    for objective, values in {"jepa": (4.0, 1.0), "vicreg": (3.0, 6.0)}.items():
+        lines = [f"{10 * i},valid/loss,{value}" for i, value in enumerate(values)]
+        (tmp_path / objective).mkdir()
+        (tmp_path / objective / "metrics.csv").write_text("\n".join(["step,name,value", *lines]))
+    made = [row for o in ("jepa", "vicreg") for row in rows(o, run=str(tmp_path / o))]
+    axis = curves(table(made, resamples=20)[0]).axes[0]
+    assert [list(line.get_ydata()) for line in axis.lines] == [[1.0, 0.25], [1.0, 2.0]]
+    assert [list(line.get_xdata()) for line in axis.lines] == [[0, 10], [0, 10]]

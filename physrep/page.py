@@ -1,0 +1,103 @@
+"""The report as one HTML page that needs nothing beside it: tables, figures, protocol, where each number is from."""
+
+from __future__ import annotations
+
+import base64
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from html import escape
+from typing import NamedTuple
+
+from physrep.render import show
+from physrep.results import Row
+from physrep.tables import Grid, Section, best, grids, order, title
+
+STYLE = """
+:root { color-scheme: light dark; --line: #8884; --soft: #8882; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto; padding: 0 1.5rem; }
+h1 { font-size: 1.6rem; }
+h2 { font-size: 1.25rem; margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: 1rem; }
+.wide { overflow-x: auto; } img { max-width: 100%; height: auto; background: white; }
+table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; margin: .5rem 0 1rem; }
+th, td { padding: .2rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th.l, td.l { text-align: left; } thead th { border-bottom-width: 2px; vertical-align: bottom; }
+tbody tr:hover { background: var(--soft); } td small { opacity: .65; } td.best { font-weight: 700; }
+caption { text-align: left; font-weight: 600; padding: .3rem 0; }
+summary { cursor: pointer; font-weight: 600; margin: .6rem 0; }
+li.warning { font-weight: 600; } code { font-size: .85em; }
+"""
+
+
+class Picture(NamedTuple):
+    """A figure of a section: what it shows and its PNG."""
+
+    caption: str
+    png: bytes
+
+
+def page(name: str, sections: Sequence[Section], pictures: Sequence[Sequence[Picture]]) -> str:
+    """Return the page of an experiment, with the pictures of each section inside it."""
+    names = [escape(title(section, sections)) for section in sections]
+    contents = "".join(f'<li><a href="#s{i}">{said}</a></li>' for i, said in enumerate(names))
+    parts = [f"<h1>physrep: {escape(name)}</h1>", f"<ul>{contents}</ul>" if len(sections) > 1 else ""]
+    for i, (section, said, shown) in enumerate(zip(sections, names, pictures, strict=True)):
+        first, *others = grids(section)
+        parts += [f'<h2 id="s{i}">{said}</h2>', _table(first), *map(_picture, shown)]
+        parts += [_details(grid.title, _table(grid)) for grid in others]
+        parts.append(_details("Protocol", "".join(_notes(section)), opened=True))
+        parts.append(_details("Where each number is from", _provenance(section.rows)))
+    body = "\n".join(filter(None, parts))
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(name)}</title>'
+    head += f"<style>{STYLE}</style>"
+    return f'<!doctype html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{body}\n</body>\n</html>\n'
+
+
+def _details(summary: str, body: str, opened: bool = False) -> str:
+    return f"<details{' open' if opened else ''}><summary>{escape(summary)}</summary>{body}</details>"
+
+
+def _picture(picture: Picture) -> str:
+    data = base64.b64encode(picture.png).decode()
+    said = escape(picture.caption)
+    image = f'<img alt="{said}" src="data:image/png;base64,{data}">'
+    return f'<figure class="wide">{image}<figcaption>{said}</figcaption></figure>'
+
+
+def _table(grid: Grid) -> str:
+    top, spans = best(grid), Counter(probe for probe, _ in grid.heads)
+    above = "".join(f'<th class="l" rowspan="2">{escape(name)}</th>' for name in grid.stub)
+    above += "".join(f'<th colspan="{span}">{escape(probe)}</th>' for probe, span in spans.items())
+    below = "".join(f"<th>{escape(name)}</th>" for _, name in grid.heads)
+    lines = []
+    for labels, cells in grid.lines:
+        line = "".join(f'<td class="l">{escape(label)}</td>' for label in labels)
+        for cell in cells:
+            value, _, interval = show(cell).partition(" ")
+            mark = ' class="best"' if cell in top else ""
+            line += f"<td{mark}>{escape(value)} <small>{escape(interval)}</small></td>"
+        lines.append(f"<tr>{line}</tr>")
+    head = f"<thead><tr>{above}</tr><tr>{below}</tr></thead>"
+    return _wide(f"<caption>{escape(grid.title)}</caption>{head}<tbody>{''.join(lines)}</tbody>")
+
+
+def _notes(section: Section) -> Iterator[str]:
+    yield "<ul>"
+    for note in section.notes:
+        yield f"<li{' class=warning' if note.startswith('Warning') else ''}>{escape(note)}</li>"
+    yield "</ul>"
+
+
+def _provenance(rows: Sequence[Row]) -> str:
+    names = ["objective", "encoder", "probe", "seed", "parameter", "value"]
+    names += ["run", "step", "config", "commit", "chosen", "key"]
+    head = "".join(f'<th class="l">{name}</th>' for name in names)
+    lines = []
+    for row in sorted(rows, key=lambda row: (order(row.objective), row.encoder, row.probe, row.seed, row.parameter)):
+        said = {name: getattr(row, name) for name in names}
+        said |= {"value": f"{row.value:.4g}", "chosen": ", ".join(f"{k} {v}" for k, v in row.chosen.items())}
+        lines.append("<tr>" + "".join(f'<td class="l">{escape(str(said[name]))}</td>' for name in names) + "</tr>")
+    return _wide(f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>")
+
+
+def _wide(table: str) -> str:
+    return f'<div class="wide"><table>{table}</table></div>'
