@@ -79,7 +79,10 @@ def curves(section: Section) -> Figure | None:
     from matplotlib.figure import Figure
 
     found = {(row.objective, row.encoder, row.seed, row.run) for row in section.rows if row.run}
-    logs = [((o, e), _logged(Path(run) / "metrics.csv")) for o, e, _, run in sorted(found, key=lambda f: order(*f))]
+    logs = [
+        ((o, e), _logged(Path(run) / "metrics.csv"))
+        for o, e, _, run in sorted(found, key=lambda f: (order(*f[:2]), *f[2:]))
+    ]
     runs = [(label, logged) for label, logged in logs if logged]
     if not runs:
         return None
