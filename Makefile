@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install data verify show demo test test-fast lint types check bench dashboard clean
+.PHONY: help install data verify show demo test test-fast test-slurm lint types check bench dashboard clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ test: $(READY) ## all tests, in two processes
 test-fast: $(READY) ## the tests that take no more than a few seconds each
 	$(PY) -m pytest -n 2 --dist loadfile -m 'not slow'
 
+test-slurm: $(READY) ## the tests on a real SLURM of two nodes, started for them (Debian: slurmctld slurmd slurm-client munge)
+	$(PY) -m pytest -m slurm tests/test_slurm.py -rs
+
 lint: $(READY) ## style
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -57,8 +60,11 @@ types: $(READY) ## types, strictly
 check: lint types test ## style, types and tests: what CI runs
 
 bench: $(READY) ## speed of reading, beside plain h5py and raw bytes, and of training steps
-	$(PY) -m benchmarks.reader
+	$(PY) -m benchmarks.loader
 	$(PY) -m benchmarks.step
+	$(PY) -m benchmarks.probe
+	$(PY) -m benchmarks.startup
+	$(PY) -m benchmarks.simulate
 
 dashboard: $(READY) ## TensorBoard over all runs
 	$(VENV)/bin/tensorboard --logdir runs

@@ -1,39 +1,133 @@
-"""Training steps per second of conv_tiny under every objective, on random clips of the demo's size.
+"""Training steps beside the plain formulation's: seconds, peak memory, and how far from the arithmetic's floor.
 
-`make bench` or `python -m benchmarks.step`.
+`make bench` or `python -m benchmarks.step`, the small sets alone; `python -m benchmarks.step published` takes 10
+minutes and 6 GB more. On a GPU if there is one.
 """
 
 from __future__ import annotations
 
+import argparse
+import resource
 import time
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.plain import plain
 from physrep.config import build, compose
+from physrep.objectives.base import Objective
+from physrep.optim import adamw
 
-STEPS = 12
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SETS = {  # encoder, objective, clips [B, C, 2T, H, W], rounds
+    "jepa": ("conv_tiny", "jepa", (32, 4, 16, 64, 64), 12),
+    "views": ("conv_tiny", "views", (32, 4, 16, 64, 64), 12),
+    "published": ("conv_small", "jepa", (1, 11, 32, 224, 224), 3),
+}
+FORMS = {  # what is trained, in what precision
+    "plain": ("first", torch.float32),
+    "plain, channels last": ("last", torch.float32),
+    "plain, channels last, bfloat16": ("last", torch.bfloat16),
+    "physrep": ("ours", torch.float32),
+    "physrep, bfloat16": ("ours", torch.bfloat16),
+}
 
 
-def seconds(name: str) -> float:
-    cfg = compose(["encoder=conv_tiny", f"objective={name}"])
+def make(case: str, form: str) -> tuple[Objective, dict[str, torch.Tensor]]:
+    encoder, objective, shape, _ = SETS[case]
+    cfg = compose([f"encoder={encoder}", f"objective={objective}"])
     torch.manual_seed(0)
-    objective = build(cfg.objective, encoder=build(cfg.encoder, channels=4), seed=0)
-    optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-3)
-    batch = {"clip": torch.randn(32, 4, 16, 64, 64), "theta": torch.zeros(32, 2), "trajectory": torch.arange(32)}
-    times = []
-    for _ in range(STEPS + 2):
+    model = build(cfg.objective, encoder=build(cfg.encoder, channels=shape[1]), seed=0)
+    if form != "ours":
+        model = plain(model, channels_last=form == "last")
+    batch = {"clip": torch.randn(shape), "theta": torch.zeros(shape[0], 2), "trajectory": torch.arange(shape[0])}
+    return model.to(DEVICE), {k: v.to(DEVICE) for k, v in batch.items()}
+
+
+def work(pipe: Connection, case: str, form: str, dtype: torch.dtype) -> None:
+    """Take a step for every message, alone in a process; answer with its seconds and the peak in bytes so far."""
+    model, batch = make(case, form)
+    optimizer = adamw(model, 1e-3, 0.05, (0.9, 0.95))
+    idle = resident()
+    while pipe.recv():
         began = time.perf_counter()
         optimizer.zero_grad()
-        objective.losses(batch)["loss"].backward()
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            loss = model.losses(batch)["loss"]
+        loss.backward()
         optimizer.step()
+        float(loss.detach())
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+        pipe.send((time.perf_counter() - began, resident() - idle))
+
+
+def resident() -> int:
+    if DEVICE == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def compare(case: str) -> dict[str, tuple[float, float]]:
+    """Return the median seconds and the peak of every form, steps taken in turns."""
+    context, pipes = get_context("spawn"), {}
+    for name, (form, dtype) in FORMS.items():
+        pipes[name], theirs = context.Pipe()
+        context.Process(target=work, args=(theirs, case, form, dtype), daemon=True).start()
+    answers = {name: [] for name in FORMS}
+    for _ in range(SETS[case][-1] + 1):  # the first is for warming up
+        for name, pipe in pipes.items():
+            pipe.send(True)
+            answers[name].append(pipe.recv())
+    for pipe in pipes.values():
+        pipe.send(False)
+    return {name: (sorted(s for s, _ in took[1:])[len(took) // 2 - 1], took[-1][1]) for name, took in answers.items()}
+
+
+def operations(case: str) -> int:
+    """Return the floating point operations of a step: three times the forward pass's."""
+    model, batch = make(case, "first")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.losses(batch)
+    return 3 * counter.get_total_flops()
+
+
+def peak(dtype: torch.dtype, n: int = 2048 if DEVICE == "cpu" else 8192) -> float:
+    """Return the operations per second of a square matrix product, the best of ten."""
+    a, times = torch.randn(n, n, dtype=dtype, device=DEVICE), []
+    for _ in range(10):
+        began = time.perf_counter()
+        (a @ a)[0, 0].item()
         times.append(time.perf_counter() - began)
-    return sorted(times[2:])[STEPS // 2]
+    return 2 * n**3 / min(times)
 
 
 def main() -> None:
-    print(f"{torch.get_num_threads()} threads, batch 32 of two clips 4 x 8 x 64 x 64, float32, median step")
-    for name in ("jepa", "views"):
-        print(f"{name:6s} {1 / seconds(name):5.2f} steps/s")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", nargs="?", choices=["small", "published"], default="small")
+    cases = ["jepa", "views"] if parser.parse_args().what == "small" else ["published"]
+    rate = {dtype: peak(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    name = torch.cuda.get_device_name() if DEVICE == "cuda" else f"{torch.get_num_threads()} threads"
+    print(f"{name}; matrix products: {' and '.join(f'{r / 1e9:.0f} GFLOP/s in {d}' for d, r in rate.items())}")
+    for case in cases:
+        encoder, objective, (b, c, t, h, w), rounds = SETS[case]
+        count = operations(case)
+        print(
+            f"\n{objective} with {encoder}, batch {b} of two clips {c} x {t // 2} x {h} x {w}, "
+            f"{count / 1e9:.0f} GFLOP a step, median of {rounds}"
+        )
+        print(f"{'':32}{'ms/step':>9}{'x plain':>10}{'MB more':>10}{'of plain':>10}{'x floor':>9}")
+        rows = compare(case)
+        first, most = rows["plain"]
+        for name, (seconds, memory) in rows.items():
+            floor = count / rate[FORMS[name][1]]
+            print(
+                f"{name:32}{1e3 * seconds:9.0f}{first / seconds:10.1f}{memory / 1e6:10.0f}{memory / most:10.2f}"
+                f"{seconds / floor:9.1f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ Key = tuple[str, ...]
 RESERVED = {"_target_", "_partial_"}
 NOT_RUNS = {  # keys that change no weight of a run
     "runs", "run", "experiment", "dry_run", "allow", "choices", "probe", "controls", "sweep",
-    "checkpoint_every",
+    "checkpoint_every", "keep",
     "data.root", "data.num_workers", "data.eval_step",
 }  # fmt: skip
 OPTIONS = {
@@ -152,7 +152,7 @@ def _pair(argument: str) -> tuple[str, Any]:
     return name, _plain(_told(f"{argument}: ", OmegaConf.from_dotlist, [f"value={text}"]))["value"]
 
 
-def _home() -> Path:
+def home() -> Path:
     """Return where conf/ and experiments/ of the wheel or of the checkout lie."""
     package = Path(__file__).resolve().parent
     return package if (package / "conf").is_dir() else package.parent
@@ -160,13 +160,13 @@ def _home() -> Path:
 
 def _files(folder: str) -> dict[str, Path]:
     """Return the YAML files of a folder by name: the current directory's before the checkout's or the wheel's."""
-    folders = [root / folder for root in (_home(), Path.cwd())]
+    folders = [root / folder for root in (home(), Path.cwd())]
     nested = {each.parent.name: each for folder in folders for each in folder.glob("*/config.yaml")}
     return nested | {each.stem: each for folder in folders for each in folder.glob("*.yaml")}
 
 
 def _base(name: str) -> Layer:
-    return _read(_home() / "conf" / f"{name}.yaml")
+    return _read(home() / "conf" / f"{name}.yaml")
 
 
 def _read(file: Path) -> Layer:
@@ -347,7 +347,7 @@ def _help(base: str, content: dict[str, Any], known: Sequence[str], doc: str | N
     """Write the page of a command: its groups, its keys as the base file has them with their comments, and examples."""
     groups = content.get("groups", {})
     choices = {group: sorted(_files(f"conf/{group}")) for group in groups}
-    text = (_home() / "conf" / f"{base}.yaml").read_text()
+    text = (home() / "conf" / f"{base}.yaml").read_text()
     lines = [line for line in text.splitlines() if re.match(r"(?!groups:)[\w-]+:", line)]
     other = [f"{group}={name}" for group, names in choices.items() for name in names if name not in groups[group]]
     script = Path(sys.argv[0])

@@ -33,16 +33,24 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     except BrokenPipeError:  # as in `... | head`: who reads has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except UserError as error:
-        sys.exit(_say(str(error).rpartition("UserError: ")[2]))  # a loader's worker puts its traceback before it
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename is not None else ""
-        sys.exit(_say(f"{where}{error.strerror or error}"))
+    except (UserError, OSError) as error:
+        sys.exit(say(error) if leads() else 2)
     except KeyboardInterrupt:
-        print("physrep: interrupted; the same command continues", file=sys.stderr)
+        if leads():
+            print("physrep: interrupted; the same command continues", file=sys.stderr)
         sys.exit(130)
 
 
-def _say(message: str) -> int:
+def say(error: UserError | OSError) -> int:
+    """Tell of a mistake in one line; return the exit code."""
+    if isinstance(error, UserError):
+        message = str(error).rpartition("UserError: ")[2]  # a loader's worker puts its traceback before it
+    else:
+        message = f"{error.filename}: " * (error.filename is not None) + (error.strerror or str(error))
     print("physrep: " + " ".join(message.split()), file=sys.stderr)
     return 2
+
+
+def leads() -> bool:
+    """Say whether this process is the one of its node to tell what all ranks run into before they know each other."""
+    return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"

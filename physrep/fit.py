@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -20,6 +22,7 @@ from physrep.config import build, cli, config_hash
 from physrep.errors import UserError
 
 if TYPE_CHECKING:
+    from physrep.callbacks.checkpoints import Checkpoints
     from physrep.data.module import WellDataModule
     from physrep.objectives.base import Objective
 
@@ -55,76 +58,169 @@ def assemble(cfg: DictConfig) -> tuple[WellDataModule, Objective]:
 
 
 def fit(cfg: DictConfig) -> Path:
-    """Train a config to its end, from where it was left, and return its run folder; a mistake leaves no folder."""
+    """Train a config to its end, from where it was left, and return its run folder; a mistake leaves no folder.
+
+    Every rank calls it, and the first writes. A signal that asks to stop ends the process: see docs/training.md.
+    """
     import logging
     import warnings
 
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+
+    from physrep.callbacks.checkpoints import Checkpoints
+    from physrep.callbacks.signals import Signals
     from physrep.files import write_text
-    from physrep.run import last_checkpoint, record_provenance, run_folder
+    from physrep.run import record_provenance, resume_point, run_folder
 
     folder = run_folder(cfg)
-    summary, last = folder / "summary.json", folder / "checkpoints" / "last.ckpt"
-    if summary.exists():
-        print(f"{folder}: done already")
+    if (folder / "summary.json").exists():
+        if errors.leads():
+            print(f"{folder}: done already")
         return folder
     data, objective = assemble(cfg)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
-    step = int(last_checkpoint(folder, cfg)["global_step"]) if last.exists() else 0
-    trainer = make_trainer(cfg, folder, data, step)
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-    record_provenance(folder, data.fingerprint, step)
-    print(f"{folder}: {f'resumes at step {step}' if step else 'starts'}, {describe(objective)}", file=sys.stderr)
+    warnings.filterwarnings("ignore", "Grad strides do not match")  # of DDP, which copies such gradients
+    start, step = resume_point(folder, cfg)
+    checkpoints = Checkpoints(folder / "checkpoints", cfg.checkpoint_every, cfg.keep, Signals())
+    trainer = make_trainer(cfg, folder, data, step, checkpoints)
+    data.trainer = trainer
+    data.setup("fit")  # again, as one of its ranks
+    if cfg.compile:
+        compile_blocks(objective, trainer.strategy.root_device)
+    if trainer.local_rank and isinstance(trainer.strategy.cluster_environment, LightningEnvironment):
+        die_with_parent()
+    scale = scale_of(trainer, data)
+    if trainer.is_global_zero:
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        record_provenance(folder, data.fingerprint, step, scale)
+        checkpoints.tidy(start)
+        how = f"resumes at step {step}" if step else "starts"
+        print(f"{folder}: {how}, {describe(objective)}; {scale['ranks']} x "
+              f"{scale['batch']} x {scale['accumulated']} = {scale['global_batch']} windows a step (ranks x batch x "
+              f"accumulated), {scale['steps_an_epoch']} steps an epoch, {scale['precision']}",
+              file=sys.stderr)  # fmt: skip
     began = time.monotonic()
-    if objective.trains:
-        trainer.fit(objective, datamodule=data, ckpt_path=str(last) if step else None, weights_only=True)
-        if trainer.interrupted:
-            raise KeyboardInterrupt
-        trainer.save_checkpoint(last)
-    if not objective.trains or trainer.global_step % trainer.val_check_batch:
-        trainer.validate(objective, datamodule=data, verbose=False)
-    if not objective.trains:
-        trainer.save_checkpoint(last)
-    metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if math.isfinite(v)}
-    write_text(summary, json.dumps({"step": trainer.global_step, "metrics": metrics}, indent=1))
-    shown = ", ".join(f"{k} {v:.3g}" for k, v in metrics.items() if k in {"valid/loss", "probe/mse", "rank/effective"})
-    print(f"{folder}: {trainer.global_step} steps in {time.monotonic() - began:.0f} s; {shown}")
+    with checkpoints.signals:
+        train(trainer, checkpoints, objective, data, start)
+    metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if math.isfinite(v) and k != "step"}
+    if trainer.is_global_zero:
+        write_text(folder / "summary.json", json.dumps({"step": trainer.global_step, "metrics": metrics}, indent=1))
+        shown = [k for k in metrics if k in {"valid/loss", "probe/mse", "rank/effective"}]
+        said = ", ".join(f"{k} {metrics[k]:.3g}" for k in shown)
+        print(f"{folder}: {trainer.global_step} steps in {time.monotonic() - began:.0f} s; {said}")
     return folder
 
 
-def make_trainer(cfg: DictConfig, folder: Path, data: WellDataModule, step: int) -> Any:
-    """Build Lightning's trainer with the run's loggers, monitors and checkpoints; nothing is written yet."""
-    from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+def train(
+    trainer: Any, checkpoints: Checkpoints, objective: Objective, data: WellDataModule, start: Path | None
+) -> None:
+    """Fit from the checkpoint `start` and validate. What one rank runs into ends them all and is told once."""
+    from physrep import distributed
+
+    try:
+        if objective.trains:
+            trainer.fit(objective, datamodule=data, ckpt_path=start and str(start), weights_only=True)
+            if checkpoints.saved != trainer.global_step:
+                checkpoints.save(trainer)
+        if checkpoints.validated != trainer.global_step and (trainer.limit_val_batches or not objective.trains):
+            trainer.validate(objective, datamodule=data, verbose=False)
+        if not objective.trains:
+            checkpoints.save(trainer)
+    except BaseException as error:
+        if trainer.strategy.launcher and not isinstance(error, SystemExit):
+            trainer.strategy.launcher.kill(signal.SIGKILL)  # ranks that wait for this one
+        if isinstance(error, SystemExit) and error.code == 1 and trainer.interrupted:  # Lightning's for Ctrl-C
+            raise KeyboardInterrupt from None
+        if distributed.world() > 1 and isinstance(error, (UserError, OSError, RuntimeError)):
+            if not distributed.first_to_fail():
+                raise SystemExit(2) from None
+            if isinstance(error, (UserError, OSError)):
+                raise SystemExit(errors.say(error)) from None
+        raise
+
+
+def die_with_parent() -> None:
+    """Have Linux kill this process when the one that launched it dies, which may be too sudden for a last word."""
+    import ctypes
+
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def make_trainer(cfg: DictConfig, folder: Path, data: WellDataModule, step: int, checkpoints: Checkpoints) -> Any:
+    """Build Lightning's trainer with the run's loggers, monitors and checkpoints; nothing is written yet.
+
+    Raises UserError if it is one of another number of processes than were started, or validates within a step.
+    """
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
     from lightning.pytorch.loggers import TensorBoardLogger
 
     from physrep.callbacks.online_probe import OnlineProbe
     from physrep.callbacks.progress import progress
-    from physrep.callbacks.record import AtomicCheckpoints, MetricsCsv
+    from physrep.callbacks.record import AtomicCheckpoints, LearningRates, MetricsCsv
 
-    checkpoints = ModelCheckpoint(
-        folder / "checkpoints",
-        filename="last",
-        every_n_train_steps=cfg.checkpoint_every,
-        save_on_train_epoch_end=False,
-        enable_version_counter=False,
-    )
+    slurm, torchrun = SLURMEnvironment.detect(), TorchElasticEnvironment.detect()
     trainer = build(
         cfg.trainer,
-        callbacks=[checkpoints, OnlineProbe(list(data.scales), data.frames), LearningRateMonitor(), progress()],
+        callbacks=[checkpoints, OnlineProbe(list(data.scales), data.frames), LearningRates(), progress()],
         logger=[
             TensorBoardLogger(folder, name="", version="tb", purge_step=step),
             MetricsCsv(folder / "metrics.csv", step),
         ],
-        plugins=[AtomicCheckpoints()],
+        plugins=[AtomicCheckpoints(), *([SLURMEnvironment(auto_requeue=False)] if slurm else [])],
         default_root_dir=folder,
         use_distributed_sampler=False,
         enable_progress_bar=sys.stderr.isatty(),
         num_sanity_val_steps=0,
         enable_model_summary=False,
     )
-    if trainer.world_size > 1:
-        raise UserError("trainer.devices: more than one process is not supported yet; set trainer.devices=1")
+    nodes, asked = trainer.num_nodes, trainer.num_nodes * trainer.num_devices
+    started = os.environ["WORLD_SIZE"] if torchrun else os.environ["SLURM_NTASKS"] if slurm else asked
+    over = os.environ["SLURM_NNODES"] if slurm else nodes
+    if (int(over), int(started)) != (nodes, asked):
+        raise UserError(f"trainer.devices: {started} processes were started (nodes: {over}) and the trainer has "
+                        f"{asked} (nodes: {nodes}); set trainer.devices and trainer.num_nodes")  # fmt: skip
+    if not isinstance(trainer.val_check_interval, int) or trainer.check_val_every_n_epoch is not None:
+        raise UserError("trainer.val_check_interval: give a whole number of optimiser steps, and leave "
+                        "trainer.check_val_every_n_epoch=null")  # fmt: skip
+    trainer.val_check_interval *= trainer.accumulate_grad_batches  # Lightning counts batches
     return trainer
+
+
+def scale_of(trainer: Any, data: WellDataModule) -> dict[str, Any]:
+    """Say on what a run runs, and how many windows make an optimiser step."""
+    import torch
+
+    world, accumulated, device = trainer.world_size, trainer.accumulate_grad_batches, trainer.strategy.root_device
+    step = world * data.batch_size * accumulated
+    return {
+        "ranks": world,
+        "batch": data.batch_size,
+        "accumulated": accumulated,
+        "global_batch": step,
+        "steps_an_epoch": len(data.windows("train")) // step,
+        "precision": trainer.precision,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    }
+
+
+def compile_blocks(objective: Objective, device: Any) -> None:
+    """Compile what an architecture repeats, the members of its module lists. UserError where there is no compiler."""
+    import torch
+
+    try:
+        torch.compile(torch.sin)(torch.zeros(8, device=device))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"compile=true: torch.compile does not work here ({reason}); install a C++ compiler such as "
+                        "g++, or leave it out") from None  # fmt: skip
+    torch._dynamo.config.recompile_limit = 64  # one entry for every width, batch size and mode
+    for modules in [m for m in objective.modules() if isinstance(m, torch.nn.ModuleList)]:
+        for module in modules:
+            module.compile()
 
 
 def describe(objective: Objective) -> str:

@@ -14,7 +14,7 @@ def adamw(module: nn.Module, lr: float, weight_decay: float, betas: tuple[float,
         {"params": [w for w in weights if w.ndim > 1], "weight_decay": weight_decay},
         {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=lr, betas=betas)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
 
 
 def warmup_cosine(optimizer: torch.optim.Optimizer, steps: int, warmup: int, final: float = 1e-3) -> LRScheduler:

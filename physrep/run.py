@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import physrep
 from physrep.config import build, check, config_hash, diff, run_name
-from physrep.errors import UserError
+from physrep.errors import UserError, leads
 from physrep.files import read_yaml, write_text
 from physrep.signatures import prefixes_of, signature_of
 
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from physrep.objectives.base import Objective
 
 PACKAGES = ("torch", "lightning", "torchmetrics", "h5py", "numpy", "omegaconf", "timm")
+
+
+class UnreadableError(UserError):
+    """A checkpoint is missing or damaged."""
 
 
 def run_folder(cfg: DictConfig) -> Path:
@@ -75,8 +79,11 @@ def _git(*words: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def record_provenance(folder: Path, fingerprint: str, step: int) -> None:
-    """Note in provenance.json what this start runs on: code, packages, data, command; a resumed run adds a start."""
+def record_provenance(folder: Path, fingerprint: str, step: int, scale: Mapping[str, Any]) -> None:
+    """Note in provenance.json what this start runs on: code, packages, data, command and `scale` (ranks, windows, ...).
+
+    A resumed run adds a start. Raises UserError if it began on other data.
+    """
     place = folder / "provenance.json"
     try:
         known: dict[str, Any] = json.loads(place.read_text()) if place.exists() else {"starts": []}
@@ -96,28 +103,28 @@ def record_provenance(folder: Path, fingerprint: str, step: int) -> None:
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        **scale,
     }
     write_text(place, json.dumps({"fingerprint": fingerprint, "starts": [*known["starts"], start]}, indent=1))
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Return a checkpoint's plain contents, on the CPU. Raises UserError if it is missing or damaged."""
+    """Return a checkpoint's plain contents, on the CPU. Raises UnreadableError if it is missing or damaged."""
     import torch
 
     if not path.exists():
-        raise UserError(f"{path}: no such checkpoint; train the run first: python -m physrep.fit with its config")
+        raise UnreadableError(f"{path}: no such checkpoint; train the run first: python -m physrep.fit with its config")
     try:
         contents: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, OSError, EOFError, BadZipFile, pickle.UnpicklingError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise UserError(f"{path}: not a readable checkpoint ({reason}); delete it and run fit again") from error
+        raise UnreadableError(f"{path}: not a readable checkpoint ({reason}); delete it and run fit again") from error
     return contents
 
 
-def last_checkpoint(folder: Path, cfg: DictConfig) -> dict[str, Any]:
-    """Return a run's last checkpoint. Raises UserError if it is missing, damaged, foreign or of another config."""
-    place = folder / "checkpoints" / "last.ckpt"
-    checkpoint = read_checkpoint(place)
+def own_checkpoint(place: Path, cfg: DictConfig) -> dict[str, Any]:
+    """Return a run's checkpoint. Raises UserError if it is missing, damaged, foreign or of another config."""
+    folder, checkpoint = place.parent.parent, read_checkpoint(place)
     if "physrep" not in checkpoint:
         raise UserError(f"{place}: was not written by physrep.fit; delete it and train the run again")
     if checkpoint["physrep"]["config"] != config_hash(cfg):
@@ -125,6 +132,26 @@ def last_checkpoint(folder: Path, cfg: DictConfig) -> dict[str, Any]:
             f"{place}: is of another config than {folder}/config.yaml; train the run in a folder of its own"
         )
     return checkpoint
+
+
+def resume_point(folder: Path, cfg: DictConfig) -> tuple[Path | None, int]:
+    """Return the checkpoint that a run goes on from, and its step; (None, 0) for a new run.
+
+    It is last.ckpt, or previous.ckpt where that is missing or damaged, which is said. Raises UserError if both are.
+    """
+    last, previous = (folder / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous"))
+    place = last if last.exists() or not previous.exists() else previous
+    if not place.exists():
+        return None, 0
+    try:
+        return place, int(own_checkpoint(place, cfg)["global_step"])
+    except UnreadableError:
+        if place == previous or not previous.exists():
+            raise
+        step = int(own_checkpoint(previous, cfg)["global_step"])
+        if leads():
+            print(f"physrep: {last}: is damaged; goes on from {previous.name}, step {step}", file=sys.stderr)
+        return previous, step
 
 
 def build_encoder(cfg: DictConfig, meta: Mapping[str, Any]) -> Encoder:
@@ -152,23 +179,23 @@ def _told(cfg: DictConfig, group: str, meta: Mapping[str, Any]) -> dict[str, Any
     return {name: value for name, value in facts.items() if name in signature}
 
 
-def load(run: str | Path, allow: Sequence[str] = ()) -> Frozen:
+def load(run: str | Path, allow: Sequence[str] = (), checkpoint: str = "last") -> Frozen:
     """Return a run's frozen encoder with its normaliser: `load(run).encode(clip)` takes a user's own raw arrays.
 
-    Packages beside physrep's own that the run's config may import are named in `allow`. Raises UserError where the
-    run is not whole.
+    Packages beside physrep's own that the run's config may import are named in `allow`; `checkpoint` is last, previous,
+    best (by the online probe, which has seen valid's parameters) or step=N. Raises UserError where the run is broken.
     """
     from physrep.frozen import Frozen
 
     folder = Path(run)
     cfg = read_config(folder, allow)
-    checkpoint = last_checkpoint(folder, cfg)
-    meta = checkpoint["physrep"]
+    held = own_checkpoint(folder / "checkpoints" / f"{checkpoint}.ckpt", cfg)
+    meta = held["physrep"]
     if "weights" in cfg.encoder:
         cfg.encoder.weights = None  # what the run began with, which may be gone by now
     objective = build_objective(cfg, meta)
-    objective.load_state_dict(checkpoint["state_dict"], strict=True)
-    return Frozen(objective, meta, step=int(checkpoint["global_step"]))
+    objective.load_state_dict(held["state_dict"], strict=True)
+    return Frozen(objective, meta, step=int(held["global_step"]))
 
 
 def digest(*parts: Any) -> str:

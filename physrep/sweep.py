@@ -3,15 +3,20 @@
     python -m physrep.sweep experiment=objectives
     python -m physrep.sweep objective=jepa,views seed=0,1,2
     python -m physrep.sweep experiment=objectives --status
+    python -m physrep.sweep experiment=objectives trainer=gpu --slurm 1x4 -- --partition=a100 --time=12:00:00
 
-Commas make a grid of any keys; an experiment may hold a list of grids under `sweep`.
+Commas make a grid of any keys; an experiment may hold a list of grids under `sweep`. What
+stands after -- goes to sbatch.
 """
 
 from __future__ import annotations
 
+import argparse
+import errno
 import fcntl
 import itertools
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -21,12 +26,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from physrep import errors
+from physrep import errors, slurm
 from physrep.config import cli, compose, grid
 from physrep.errors import UserError
 from physrep.progress import track
 
-STATUS = "--status"
+OPTIONS = {
+    "--status": "say what is done and what its monitors say, and stop",
+    "--slurm": "NODESxDEVICES: submit the runs to SLURM, each on so many nodes with so many devices, and the probes",
+    "--print": "with --slurm: print what would be submitted, as shell commands, and stop",
+}
+TODO = ("failed", "pending")
 MONITORS = ("valid/loss", "valid/baseline", "probe/mse", "rank/effective", "std/between", "std/within")
 
 
@@ -39,16 +49,18 @@ class Cell:
 
     @property
     def log(self) -> Path:
-        """Where the output of its fit goes; whoever runs the cell holds a lock on it."""
+        """Where the output of its fit goes; a sweep that runs it itself holds a lock on it."""
         return self.folder.parent / "logs" / f"{self.folder.name}.log"
 
-    def status(self) -> str:
-        """Return done, running, failed or pending, from what lies in the folders."""
+    def status(self, known: Mapping[str, slurm.Element] | None = None) -> str:
+        """Return done, running, queued, failed or pending, from the folders and from what SLURM has of the runs."""
         if (self.folder / "summary.json").exists():
             return "done"
+        if known and self.folder.name in known:
+            return known[self.folder.name].state
         if not self.log.exists():
             return "pending"
-        with self.log.open() as log:
+        with self.log.open("r+" if os.access(self.log, os.W_OK) else "r") as log:  # NFS locks what may be written
             return "failed" if lock(log) else "running"
 
     def metrics(self) -> dict[str, float]:
@@ -57,35 +69,58 @@ class Cell:
         return found
 
     def last_line(self) -> str:
-        """Return what the fit said last."""
-        return next((line for line in reversed(self.log.read_text().splitlines()) if line.strip()), "said nothing")
+        """Return what the fit said last; srun's word comes after it and says less."""
+        lines = [line for line in self.log.read_text().splitlines() if line.strip()]
+        return next((line for line in reversed(lines) if not line.startswith("srun: ")), "said nothing")
 
 
 def main(argv: Sequence[str]) -> None:
     """Run `python -m physrep.sweep`; exit code 1 if a run failed."""
-    plain = [argument for argument in argv if argument != STATUS]
-    if any(argument.startswith("-") for argument in plain):
-        cli(
-            [a for a in plain if a.startswith("-")],
-            doc=f"{__doc__}\n    {STATUS:<12} say what is done and what its monitors say, and stop",
-        )
-    planned = cells(plain)
-    if STATUS in argv:
+    asked, plain, extra = parse(argv)
+    planned = cells(plain, asked.slurm)
+    if asked.status:
         tell(planned)
         return
-    todo = [cell for cell in planned if cell.status() != "done"]
-    print(f"{len(planned)} runs, {len(planned) - len(todo)} done already", flush=True)
-    for cell in track(todo, "runs"):
+    if asked.slurm:
+        for folder in dict.fromkeys(cell.folder.parent for cell in planned):
+            here = [cell for cell in planned if cell.folder.parent == folder]
+            submit(here, asked.slurm._replace(gpus=uses_gpus(here)), probe(folder, plain), extra, asked.print)
+        return
+    status = statuses(planned)
+    print(counts(status), flush=True)
+    for cell in track([cell for cell, each in zip(planned, status, strict=True) if each in TODO], "runs"):
         fit(cell)
     tell(planned)
     for folder in {cell.folder.parent for cell in planned if cell.status() == "done"}:
-        probe(folder, plain)
-    if any(cell.status() == "failed" for cell in planned):
+        if code := subprocess.run([sys.executable, *probe(folder, plain)], check=False).returncode:
+            raise SystemExit(code)
+    if "failed" in statuses(planned):
         raise SystemExit(1)
 
 
-def cells(argv: Sequence[str]) -> list[Cell]:
-    """Return the runs of a command line and of its experiment's `sweep`, each once and checked; raises UserError."""
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
+    """Return the options, the keys and values, and what stands after --. Raises UserError for a wrong option."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--status", action="store_true")
+    parser.add_argument("--slurm", type=slurm.parse)
+    parser.add_argument("--print", action="store_true")
+    try:
+        asked, plain = parser.parse_known_args(argv[:end])
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error.argument_name}: {error.message}") from None
+    if options := [argument for argument in plain if argument.startswith("-")]:
+        cli(options, doc="\n".join([__doc__ or "", *(f"    {name:<9} {does}" for name, does in OPTIONS.items())]))
+    if not asked.slurm and (asked.print or argv[end:]):
+        raise UserError(f"{'--print' if asked.print else '--'}: is for --slurm NODESxDEVICES; give that, too")
+    return asked, plain, list(argv[end + 1 :])
+
+
+def cells(argv: Sequence[str], shape: slurm.Shape | None = None) -> list[Cell]:
+    """Return the runs of a command line and of its experiment's `sweep`, each once and checked; raises UserError.
+
+    With a shape, each is for so many nodes with so many devices.
+    """
     from physrep.run import run_folder
 
     lines = grid(argv)
@@ -98,6 +133,10 @@ def cells(argv: Sequence[str]) -> list[Cell]:
         free = {key: value if is_list(value) else [value] for key, value in axis.items() if key not in fixed}
         for values in itertools.product(*free.values()):
             each = [*line, *(f"{key}={text(value)}" for key, value in zip(free, values, strict=True))]
+            if shape:  # only what differs: a run on one device has one name
+                usual = {"num_nodes": 1, **compose(each).trainer}
+                wanted = {"num_nodes": shape.nodes, "devices": shape.devices}
+                each += [f"trainer.{key}={n}" for key, n in wanted.items() if usual.get(key) != n]
             folder = run_folder(compose(each))
             out.setdefault(folder, Cell(each, folder))
     return list(out.values())
@@ -137,27 +176,33 @@ def claimed(path: Path) -> Iterator[TextIO | None]:
 
 
 def lock(file: TextIO) -> bool:
-    """Take the lock on an open file, without waiting."""
+    """Take the lock on an open file, without waiting; where a file system has no locks, nobody holds one."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF):
+            raise
     return True
 
 
-def probe(folder: Path, argv: Sequence[str]) -> None:
-    """Probe all finished runs of an experiment's folder, with its controls."""
+def probe(folder: Path, argv: Sequence[str]) -> list[str]:
+    """Return what Python is called with to probe all finished runs of an experiment's folder, with its controls."""
     keys = ("probe", "controls", "allow", "dry_run")
     options = [a for a in argv if a.partition("=")[0].partition(".")[0] in keys]
-    where = [f"experiment={folder.name}", f"runs={folder.parent}"]
-    command = [sys.executable, "-m", "physrep.probe", *where, *options]
-    if code := subprocess.run(command, check=False).returncode:
-        raise SystemExit(code)
+    return ["-m", "physrep.probe", f"experiment={folder.name}", f"runs={folder.parent}", *options]
+
+
+def statuses(planned: Sequence[Cell]) -> list[str]:
+    """Return the status of every run, asking SLURM once a folder."""
+    known = {folder: slurm.elements(folder) for folder in dict.fromkeys(cell.folder.parent for cell in planned)}
+    return [cell.status(known[cell.folder.parent]) for cell in planned]
 
 
 def tell(planned: Sequence[Cell]) -> None:
     """Print what the monitors of the runs that are done say, a line for each that is not, and how many are what."""
-    status = [cell.status() for cell in planned]
+    status = statuses(planned)
     done = [cell for cell, each in zip(planned, status, strict=True) if each == "done"]
     width = max((len(cell.folder.name) for cell in done), default=0)
     if done:
@@ -168,8 +213,47 @@ def tell(planned: Sequence[Cell]) -> None:
     for cell, each in zip(planned, status, strict=True):
         if each != "done":
             print(f"{each:<8} {cell.folder}" + (f": {cell.last_line()}" if each == "failed" else ""))
-    counts = ", ".join(f"{status.count(each)} {each}" for each in ("done", "running", "failed", "pending"))
-    print(f"{len(planned)} runs: {counts}")
+    print(counts(status))
+
+
+def counts(status: Sequence[str]) -> str:
+    """Say how many runs are what."""
+    each = ", ".join(f"{status.count(name)} {name}" for name in ("done", "running", "queued", "failed", "pending"))
+    return f"{len(status)} runs: {each}"
+
+
+def uses_gpus(cells: Sequence[Cell]) -> bool:
+    """Say whether one of the runs trains on GPUs."""
+    return any(compose(cell.argv).trainer.get("accelerator") != "cpu" for cell in cells)
+
+
+def submit(cells: Sequence[Cell], shape: slurm.Shape, then: list[str], options: list[str], show: bool) -> None:
+    """Submit a folder's runs to SLURM, those that it has or that are done excepted, and what Python does after them.
+
+    To `show` prints the shell commands for it instead.
+    """
+    from physrep.files import write_text
+
+    folder = cells[0].folder.parent
+    known = slurm.elements(folder)
+    runs = [[str(cell.log), *cell.argv] for cell in cells if cell.status(known) in TODO]
+    array = slurm.array(folder, runs, shape, options)
+    probes = slurm.probes(folder, then, shape.gpus, options)
+    others = sorted({element.array for element in known.values()})
+    if show:
+        print(f"export PATH={slurm.BIN}:$PATH\nmkdir -p {array.file.parent}")
+        if runs:
+            print(f"cat > {array.file} <<'END'\n{array.text}END\narray=$({shlex.join(array.command)})")
+        print(shlex.join(probes), slurm.after([*others, *(["$array"] if runs else [])]))
+        return
+    print(f"{folder}: {counts([cell.status(known) for cell in cells])}")
+    if runs:
+        write_text(array.file, array.text)
+        others.append(slurm.run(array.command).partition(";")[0])
+        print(f"{folder}: {len(runs)} runs submitted as job {others[-1]}, their output goes to {folder}/logs")
+    folder.joinpath("logs").mkdir(parents=True, exist_ok=True)
+    job = slurm.run([*probes, slurm.after(others)]).partition(";")[0]
+    print(f"{folder}: probes submitted as job {job}, for when they have ended")
 
 
 if __name__ == "__main__":

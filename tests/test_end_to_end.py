@@ -25,7 +25,8 @@ def test_simulate_fit_probe_report(tmp_path):
     for name in ("mean", "statistics", "random", "jepa", "views"):
         assert name in table
     folder = tmp_path / "runs" / "demo" / "report"
-    assert {p.name for p in folder.iterdir()} == {"table.md", "table.csv", "predictions.png"}
+    tables = {"table.md", "table.csv", "table.tex"}
+    assert {p.name for p in folder.iterdir()} == {*tables, "report.html", "predictions.png"}
     with (folder / "table.csv").open() as f:
         assert {r["objective"] for r in csv.DictReader(f)} == {"mean", "statistics", "random", "jepa", "views"}
     before = (tmp_path / "runs" / "demo" / "results.jsonl").read_bytes()

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
@@ -24,12 +26,8 @@ class MetricsCsv(Logger):
 
     def __init__(self, path: Path, resumed_at: int) -> None:
         super().__init__()
-        self.path = path
-        if path.exists():
-            with path.open(newline="") as file:
-                rows = [r for r in csv.reader(file) if len(r) == 3 and r[0].isdigit() and int(r[0]) < resumed_at]
-            with whole(path) as temporary, temporary.open("w", newline="") as file:
-                csv.writer(file).writerows([HEADER, *rows])
+        self.path, self._resumed_at = path, resumed_at
+        self._begun = False
 
     @property
     def name(self) -> str:
@@ -43,7 +41,13 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append the values of one step."""
+        """Append the values of one step; before the first, drop what another start wrote of the steps to come."""
+        if not self._begun and self.path.exists():
+            with self.path.open(newline="") as file:
+                rows = [r for r in csv.reader(file) if len(r) == 3 and r[0].isdigit() and int(r[0]) < self._resumed_at]
+            with whole(self.path) as temporary, temporary.open("w", newline="") as file:
+                csv.writer(file).writerows([HEADER, *rows])
+        self._begun = True
         with self.path.open("a", newline="") as file:
             if not file.tell():
                 csv.writer(file).writerow(HEADER)
@@ -53,12 +57,28 @@ class MetricsCsv(Logger):
         """Leave them to config.yaml."""
 
 
+class LearningRates(LearningRateMonitor):
+    """Log the learning rate once a step, also where a step is accumulated over several batches."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
+        """Log it with the step's first batch."""
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            super().on_train_batch_start(trainer)
+
+
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Write a checkpoint beside its place and rename it there, so that a kill leaves the one before."""
+    """Write a checkpoint beside its place and rename it there, so that a kill leaves the one before.
+
+    What last.ckpt was becomes previous.ckpt; between the two renamings there is no last.ckpt.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write `checkpoint` to `path`, whole or not at all."""
-        with whole(Path(path)) as temporary, temporary.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
+        path = Path(path)
+        with whole(path) as temporary:
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if path.name == "last.ckpt" and path.exists():
+                path.replace(path.with_name("previous.ckpt"))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypedDict
 
@@ -12,12 +13,15 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from physrep.data import transforms
-from physrep.data.sampler import Key, WindowSampler, step_seed
+from physrep.data.cache import Kept
+from physrep.data.sampler import WindowSampler, step_seed
 from physrep.data.stats import channel_statistics, fingerprint, scaled, theta_statistics
-from physrep.data.well import Array, Crop, Header, WellSplit
+from physrep.data.well import Array, Header, WellSplit
+from physrep.data.windows import WindowDataset, as_it_is, is_plane
+from physrep.data.workers import shield
 from physrep.errors import UserError, did_you_mean
 
 SPLITS = ("train", "valid", "test")
@@ -35,56 +39,6 @@ class Batch(TypedDict):
     """[B] int64, the unit of independence"""
 
 
-class WindowDataset(Dataset[dict[str, Any]]):
-    """Reads the windows that a sampler's keys name; holds no state, so workers and resumed runs agree.
-
-    `crop` is {dim: [from, to]}. `loose` ({dim: cells}) is cut at a place that is a function of (seed, draw), anew for
-    every window of a sample; along the axes in `periodic` it wraps around.
-    """
-
-    def __init__(
-        self,
-        split: WellSplit,
-        theta: Array,
-        frames: int,
-        stride: int,
-        crop: dict[str, Sequence[int]],
-        loose: dict[str, int],
-        periodic: Sequence[str],
-        seed: int,
-        channels: Sequence[int] | None = None,
-    ) -> None:
-        self.split, self.theta, self.frames, self.stride = split, theta.astype(np.float32), frames, stride
-        self.crop, self.loose, self.periodic, self.seed, self.channels = crop, loose, periodic, seed, channels
-        thin = [2 + i for i, dim in enumerate(split.header.dims) if is_plane(crop, dim)]
-        self.thin = tuple(thin)
-
-    def __getitem__(self, key: Key) -> dict[str, Any]:
-        draw, trajectory, *starts = key
-        rng = np.random.default_rng(step_seed(self.seed, draw))
-        read = partial(self.split.read, trajectory, frames=self.frames, stride=self.stride, channels=self.channels)
-        parts = [read(t, crop=self._place(rng)).squeeze(self.thin) for t in starts]
-        clip = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
-        if not np.isfinite(clip).all():
-            path = self.split.locate(trajectory)[0].path
-            raise UserError(f"{path}: NaN or infinity in the window that starts at frame {starts[0]}; "
-                            "remove the file or write it again")  # fmt: skip
-        return {"clip": clip, "theta": self.theta[trajectory], "trajectory": trajectory, "draw": draw}
-
-    def _place(self, rng: np.random.Generator) -> Crop:
-        grid = dict(zip(self.split.header.dims, self.split.header.shape, strict=True))
-        place = dict(self.crop)
-        for dim, size in self.loose.items():
-            start = int(rng.integers(grid[dim] if dim in self.periodic else grid[dim] - size + 1))
-            place[dim] = (start, start + size)
-        return place
-
-
-def is_plane(crop: Mapping[str, Sequence[int]], dim: str) -> bool:
-    """Say whether a crop leaves one cell of an axis, which is then dropped: a plane of a three-dimensional field."""
-    return dim in crop and crop[dim][1] - crop[dim][0] == 1
-
-
 class WellDataModule(LightningDataModule):
     """Windows of any dataset in The Well's format; a subclass says what is known of a system's physics.
 
@@ -93,7 +47,9 @@ class WellDataModule(LightningDataModule):
     Sizes are in frames and cells of the file; `crop` is {dim: [from, to]}, for all splits, and drops an axis that it
     cuts to one cell. For training alone: `shift` moves clips along periodic axes, `symmetries` mirrors and transposes
     them as the equations allow, `cut` takes {dim: cells} at a random place, `dropout` is the share of channels that are
-    set to their mean, clip by clip, `noise` is in units of the standardised fields.
+    set to their mean, clip by clip, `noise` is in units of the standardised fields. `cache` holds the training set, as
+    cropped and standardised, once in half precision: in memory (`ram`) or on `disk` for all processes of a host, or on
+    each one's `device`. Evaluation always reads the files, so that its numbers do not depend on it.
     """
 
     targets: ClassVar[dict[str, str]] = {}
@@ -127,6 +83,7 @@ class WellDataModule(LightningDataModule):
         cut: dict[str, int] | None = None,
         dropout: float = 0.0,
         noise: float = 0.0,
+        cache: Literal["ram", "disk", "device"] | None = None,
         batch_size: int = 32,
         num_workers: int = 0,
         seed: int = 0,
@@ -158,7 +115,7 @@ class WellDataModule(LightningDataModule):
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         if not 0 <= dropout < 1:
             raise UserError(f"data.dropout={dropout}: is a share of the channels; give 0 or more and less than 1")
-        self.dropout = dropout
+        self.dropout, self.cache = dropout, cache
         self.clips: Clips = "one"
 
     @cached_property
@@ -221,14 +178,18 @@ class WellDataModule(LightningDataModule):
     @cached_property
     def statistics(self) -> dict[str, list[float]]:
         """Mean and std of the channels [C] and of the scaled parameters [P], over the training split."""
-        every = channel_statistics(self.splits["train"], self.name, self.folder / "stats.yaml", self.fingerprint)
-        mean, std = (values[self.chosen] for values in every)
+        mean, std = (values[self.chosen] for values in self._fields)
         theta = self.theta("train")
         if not np.isfinite(theta).all():
             raise UserError(f"{self.folder}: a parameter declared log10 is not positive; set its scale in data.targets")
         theta_mean, theta_std = theta_statistics(theta)
         pairs = {"mean": mean, "std": std, "theta_mean": theta_mean, "theta_std": theta_std}
         return {k: [float(x) for x in v] for k, v in pairs.items()}
+
+    @cached_property
+    def _fields(self) -> tuple[Array, Array]:
+        """Mean and std of all of the files' channels."""
+        return channel_statistics(self.splits["train"], self.name, self.folder / "stats.yaml", self.fingerprint)
 
     def theta(self, split: str) -> Array:
         """Return the target parameters on their declared scales, [trajectories, P]."""
@@ -248,12 +209,12 @@ class WellDataModule(LightningDataModule):
             self.clips = getattr(self.trainer.lightning_module, "clips", self.clips)
         self._mean, self._std = (torch.tensor(self.statistics[k]) for k in ("mean", "std"))
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        self._sampler = WindowSampler(self.windows("train"), self.seed, self.clips == "pair", True, rank, world)
-        if len(self._sampler) < self.batch_size:
-            n = len(self._sampler)
-            raise UserError(
-                f"data.batch_size: {self.batch_size} is more than the {n} windows of {self.folder}; lower it"
-            )
+        step = self.batch_size * (self.trainer.accumulate_grad_batches if self.trainer else 1)
+        windows = self.windows("train")
+        self._sampler = WindowSampler(windows, self.seed, self.clips == "pair", True, rank, world, step)
+        if not len(self._sampler):
+            raise UserError(f"data.batch_size: a step of {world * step} windows ({world} ranks) is more than the "
+                            f"{len(windows)} of {self.folder}; lower it")  # fmt: skip
 
     def _dataset(self, split: str, augment: bool) -> WindowDataset:
         mean, std = (np.array(self.statistics[k]) for k in ("theta_mean", "theta_std"))
@@ -262,8 +223,29 @@ class WellDataModule(LightningDataModule):
             grid = dict(zip(self.header.dims, self.header.shape, strict=True))
             loose = {dim: grid[dim] for dim in self.periodic if self.shift and dim not in self.crop} | self.cut
         frames, files = self._frames_read(), self.splits[split]
-        kept = None if self.kept is None or (augment and self.symmetries) else self.chosen
-        return WindowDataset(files, theta, frames, self.stride, self.crop, loose, self.periodic, self.seed, kept)
+        channels = self._read(augment)
+        kept = self._kept if augment and self.cache else None
+        return WindowDataset(
+            files, theta, frames, self.stride, self.crop, loose, self.periodic, self.seed, channels, kept
+        )
+
+    def _read(self, augment: bool) -> list[int]:
+        """Which of the files' channels are read: a symmetry may need those that are not kept."""
+        return list(range(len(self.header.channels))) if augment and self.symmetries else self.chosen
+
+    @cached_property
+    def _kept(self) -> Kept:
+        """The training set in half precision, which the first use fills."""
+        channels = self._read(augment=True)
+        mean, std = (torch.tensor(values[channels], dtype=torch.float32) for values in self._fields)
+        kept = Kept(self.splits["train"], self.crop, channels, mean, std, self.fingerprint)
+        if self.cache == "ram":
+            kept.hold_in_memory(self.name)
+        elif self.cache == "disk":
+            kept.hold_on_disk(self.folder / "cache")
+        else:
+            kept.hold_on(self.trainer.strategy.root_device if self.trainer else torch.device("cpu"))
+        return kept
 
     def _frames_read(self) -> int:
         """How many frames lie one after the other in a window: what `clips` asks for."""
@@ -273,26 +255,43 @@ class WellDataModule(LightningDataModule):
         """Return a loader over a split in the order of its files, every window once, `eval_step` frames apart."""
         windows = self.windows(split, self.eval_step) if windows is None else windows
         sampler = WindowSampler(windows, self.seed, self.clips == "pair", shuffle=False)
-        return self._loader(self._dataset(split, augment=False), sampler, drop_last=False)
+        return self._loader(self._dataset(split, augment=False), sampler=sampler, batch_size=self.batch_size)
 
-    def _loader(self, dataset: WindowDataset, sampler: WindowSampler, drop_last: bool) -> DataLoader[dict[str, Any]]:
+    def _loader(self, dataset: WindowDataset, **order: Any) -> DataLoader[dict[str, Any]]:
+        workers = 0 if dataset.kept and dataset.kept.device else self.num_workers
         return DataLoader(
             dataset,
-            batch_size=self.batch_size,
-            sampler=sampler,
-            drop_last=drop_last,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            **order,
+            collate_fn=as_it_is,
+            num_workers=workers,
+            persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=shield,
         )
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Return the training loader: shuffled windows, an order that is a function of (seed, epoch)."""
-        return self._loader(self._dataset("train", augment=True), self._sampler, drop_last=True)
+        self._training = self._dataset("train", augment=True)
+        return self._loader(self._training, sampler=self._sampler, batch_size=self.batch_size)
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Return the validation loader, in file order."""
-        return self.loader("valid")
+        """Return this rank's share of the validation batches: every window once, in an order that the seed fixes.
+
+        Shuffled, so that a batch holds many trajectories, and of near-equal sizes: what is computed within a batch does
+        not depend on the number of ranks. All have equally many batches, because sharded weights are gathered for each:
+        some of the last `repeats`, which must not count.
+        """
+        windows = self.windows("valid", self.eval_step)
+        keys = list(WindowSampler(windows, self.seed, self.clips == "pair", shuffle=True))
+        self._batches, (rank, world) = -(-len(keys) // self.batch_size), (self._sampler.rank, self._sampler.world)
+        ends = [len(keys) * i // self._batches for i in range(self._batches + 1)]
+        parts = [keys[a:b] for a, b in pairwise(ends)]
+        mine = [parts[i % self._batches] for i in range(rank, -(-self._batches // world) * world, world)]
+        return self._loader(self._dataset("valid", augment=False), batch_sampler=mine)
+
+    def repeats(self, batch_idx: int) -> bool:
+        """Say whether this rank's validation batch is another's, too."""
+        return batch_idx * self._sampler.world + self._sampler.rank >= self._batches
 
     def test_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Return the test loader, in file order."""
@@ -300,18 +299,24 @@ class WellDataModule(LightningDataModule):
 
     def prepare_batch(self, raw: Mapping[str, Any], augment: bool) -> Batch:
         """Turn a loader's raw batch into a Batch on its device; `augment` changes it at random, by (seed, draw)."""
-        clip = raw["clip"]
-        generator = torch.Generator().manual_seed(step_seed(self.seed, int(raw["draw"][0])))
-        if augment and self.symmetries:
+        clip = raw["clip"] if "clip" in raw else self._training.fetch(raw["samples"])
+        standardised = clip.dtype == torch.float16  # as the cache holds it
+        drawn = augment and bool(self.symmetries or self.dropout or self.noise)
+        generator = torch.Generator(clip.device).manual_seed(step_seed(self.seed, raw["draw"])) if drawn else None
+        if generator and self.symmetries:
+            if standardised:
+                mean, std = (torch.tensor(values, dtype=torch.float32, device=clip.device) for values in self._fields)
+                clip, standardised = transforms.denormalise(clip, mean, std), False
             clip = transforms.mirror(clip, self._signs, generator)
             clip = transforms.transpose(clip, self._exchange, generator) if self._exchange else clip
             clip = clip if self.kept is None else clip[:, self.chosen]
-        clip = transforms.normalise(clip, self._mean.to(clip.device), self._std.to(clip.device))
+        mean, std = (values.to(clip.device) for values in (self._mean, self._std))
+        clip = clip.float() if standardised else transforms.normalise(clip, mean, std)
         if self.size:
             clip = transforms.resize(clip, self.size)
-        if augment and self.dropout:
+        if generator and self.dropout:
             clip = transforms.drop_channels(clip, self.dropout, generator)
-        if augment and self.noise:
+        if generator and self.noise:
             clip = transforms.add_noise(clip, self.noise, generator)
         return {"clip": clip, "theta": raw["theta"], "trajectory": raw["trajectory"]}
 
@@ -330,14 +335,22 @@ class WellDataModule(LightningDataModule):
         return self.prepare_batch(batch, augment=bool(self.trainer and self.trainer.training))
 
     def state_dict(self) -> dict[str, Any]:
-        """Say how many batches the run has seen, so that a resumed run enters the epoch where it stopped."""
+        """Say which batch comes next, for a resumed run to enter the epoch where it stopped, and who shares a step."""
         assert self.trainer is not None
-        return {"batches": self.trainer.fit_loop.epoch_loop.batch_progress.total.processed}  # type: ignore[attr-defined]
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
+        epoch, batch = divmod(done, int(self.trainer.num_training_batches)) if done else (0, 0)
+        return {"epoch": epoch, "batch": batch, "ranks": self._sampler.world, "step": self._sampler.step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Enter the epoch after the batches already seen; Lightning calls it after `setup`, before it iterates."""
-        self._sampler.epoch, done = divmod(state_dict["batches"], len(self._sampler) // self.batch_size)
-        self._sampler.skip = done * self.batch_size
+        """Enter the epoch after the batches already seen; Lightning calls it after `setup`, before it iterates.
+
+        Raises UserError if a step is shared out otherwise than it was.
+        """
+        was, now = f"{state_dict['ranks']} x {state_dict['step']}", f"{self._sampler.world} x {self._sampler.step}"
+        if was != now:
+            raise UserError(f"trainer.devices: the run began with steps of {was} windows (ranks x windows a rank), now "
+                            f"{now}; start it on as many devices, or a new one with run=NAME")  # fmt: skip
+        self._sampler.epoch, self._sampler.skip = state_dict["epoch"], state_dict["batch"] * self.batch_size
 
     @cached_property
     def _signs(self) -> list[list[int]]:

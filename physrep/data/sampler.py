@@ -27,18 +27,20 @@ class WindowSampler(Sampler[Key]):
 
     The order depends on seed and epoch alone; `draw` numbers the samples of the whole run and seeds their noise. With
     `pair`, another window of the same trajectory is drawn (the same one where there is no other). Ranks take every
-    `world`-th sample.
+    `world`-th sample, and an epoch leaves out the windows that do not fill another step of `step` a rank.
     """
 
-    def __init__(self, windows: Array, seed: int, pair: bool, shuffle: bool, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, windows: Array, seed: int, pair: bool, shuffle: bool, rank: int = 0, world: int = 1, step: int = 1
+    ) -> None:
         self.windows, self.seed, self.pair, self.shuffle = windows, seed, pair, shuffle
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.step = rank, world, step
         self.epoch = self.skip = 0
         first = [0, *((windows[1:, 0] != windows[:-1, 0]).nonzero()[0] + 1).tolist(), len(windows)]
         self.group = torch.tensor([(a, b) for a, b in pairwise(first) for _ in range(a, b)])
 
     def __len__(self) -> int:
-        return len(range(self.rank, len(self.windows), self.world))
+        return len(self.windows) // (self.world * self.step) * self.step
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order comes next (called by Lightning)."""
@@ -52,7 +54,7 @@ class WindowSampler(Sampler[Key]):
         away = 1 + (torch.rand(n, generator=generator) * (size - 1)).long()
         partner = low + (torch.arange(n) - low + away) % size
         skip, self.skip = self.skip, 0
-        for at in range(self.rank + skip * self.world, n, self.world):
+        for at in range(self.rank + skip * self.world, len(self) * self.world, self.world):
             i = int(order[at])
             trajectory, start = (int(v) for v in self.windows[i])
             second = (int(self.windows[int(partner[i]), 1]),) if self.pair else ()

@@ -1,4 +1,7 @@
-"""What happens to a batch on the device: normalise, resize, mirror, transpose, drop channels, add noise."""
+"""What happens to a batch on the device: normalise, resize, mirror, transpose, drop channels, add noise.
+
+Generators lie on the clip's device, where drawing costs least; a GPU's numbers are other than a CPU's of the same seed.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,12 @@ def normalise(clip: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return torch.addcmul((-mean * rate).view(shape), clip, rate.view(shape))
 
 
+def denormalise(clip: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Return a standardised clip to the files' units; clip [B, C, T, *S], mean and std [C]."""
+    shape = (-1,) + (1,) * (clip.ndim - 2)
+    return torch.addcmul(mean.view(shape), clip, std.clamp_min(1e-8).view(shape))
+
+
 def resize(clip: Tensor, size: Sequence[int]) -> Tensor:
     """Resize the grid to `size` bilinearly, antialiased where it shrinks; clip [B, C, T, H, W]."""
     if list(clip.shape[-2:]) == list(size):
@@ -31,7 +40,7 @@ def mirror(clip: Tensor, signs: Sequence[Sequence[int]], generator: torch.Genera
     `signs` [axes][C] is what each channel is multiplied by, [] for an axis that is left as it is.
     """
     for axis, sign in enumerate(signs, start=3):
-        chosen = (torch.rand(len(clip), generator=generator) < 0.5).to(clip.device)
+        chosen = _uniform(clip.shape[:1], generator) < 0.5
         if sign:
             factors = torch.tensor(sign, dtype=clip.dtype, device=clip.device).view(-1, *(1,) * (clip.ndim - 2))
             clip = torch.where(chosen.view(-1, *(1,) * (clip.ndim - 1)), clip.flip(axis) * factors, clip)
@@ -40,17 +49,21 @@ def mirror(clip: Tensor, signs: Sequence[Sequence[int]], generator: torch.Genera
 
 def transpose(clip: Tensor, exchange: Sequence[int], generator: torch.Generator) -> Tensor:
     """Exchange the grid axes of a random half of the samples, and the components with them; clip [B, C, T, S, S]."""
-    chosen = (torch.rand(len(clip), generator=generator) < 0.5).to(clip.device)
+    chosen = _uniform(clip.shape[:1], generator) < 0.5
     return torch.where(chosen.view(-1, 1, 1, 1, 1), clip[:, list(exchange)].transpose(-1, -2), clip)
 
 
 def drop_channels(clip: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """Set a random `share` of the channels of every standardised clip [B, C, T, *S] to zero, their mean."""
-    kept = (torch.rand(clip.shape[:2], generator=generator) >= share).to(clip.device)
+    kept = _uniform(clip.shape[:2], generator) >= share
     return clip * kept.view(*kept.shape, *(1,) * (clip.ndim - 2))
 
 
 def add_noise(clip: Tensor, std: float, generator: torch.Generator) -> Tensor:
     """Add white noise, `std` in units of the standardised fields; clip [B, C, T, *S]."""
-    noise = torch.randn(clip.shape, generator=generator, device=generator.device, dtype=clip.dtype)
-    return clip + std * noise.to(clip.device)
+    noise = torch.randn(clip.shape, generator=generator, device=clip.device, dtype=clip.dtype)
+    return torch.add(clip, noise, alpha=std, out=noise)
+
+
+def _uniform(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    return torch.rand(shape, generator=generator, device=generator.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,13 +17,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from physrep.data.reader import Cut, Reader, pieces
 from physrep.errors import UserError, did_you_mean
 from physrep.files import whole_hdf5
 
 Array = NDArray[Any]
 Crop = Mapping[str, Sequence[int]]
 OPEN_FILES = 64
-LONG_RUN = 1024  # cells: shorter runs are read faster as whole frames and cut in memory
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ class WellSplit:
         for header in self.headers:
             _check_alike(header, like or self.headers[0])
         self.first = np.cumsum([0] + [h.trajectories for h in self.headers])
-        self._handles: OrderedDict[Path, h5py.File] = OrderedDict()
+        self._handles: OrderedDict[Path, Reader] = OrderedDict()
         self._pid = os.getpid()
 
     @property
@@ -194,7 +195,7 @@ class WellSplit:
 
     def locate(self, trajectory: int) -> tuple[Header, int]:
         """Return the file that holds a trajectory and its place in that file."""
-        index = int(np.searchsorted(self.first, trajectory, side="right")) - 1
+        index = bisect_right(self.first, trajectory) - 1
         return self.headers[index], int(trajectory - self.first[index])
 
     def theta(self, names: Sequence[str]) -> Array:
@@ -229,73 +230,45 @@ class WellSplit:
         stride: int = 1,
         crop: Crop | None = None,
         channels: Sequence[int] | None = None,
+        out: Array | None = None,
     ) -> Array:
         """Return one window of one trajectory, [C, T, S1..SD] float32; `crop` ({dim: [from, to]}) cuts at the read.
 
         A crop that ends beyond its axis goes on at the axis's beginning, as on a periodic domain. `channels` picks
-        some by number, rising; the other fields are not read.
+        some by number, rising; the other fields are not read. `out` is filled if given; its channels are contiguous.
         """
         header, row = self.locate(trajectory)
-        pieces = [_pieces(n, *(crop or {}).get(dim, (0, n))) for dim, n in zip(header.dims, header.shape, strict=True)]
-        shape = [sum(s.stop - s.start for s, _ in axis) for axis in pieces]
+        where = (crop or {}).get
+        grid = tuple(pieces(n, *where(dim, (0, n))) for dim, n in zip(header.dims, header.shape, strict=True))
         chosen = range(len(header.channels)) if channels is None else channels
-        out = np.empty((len(chosen), frames, *shape), np.float32)
-        file, first, at = self._open(header.path), 0, 0
+        if out is None:
+            out = np.empty((len(chosen), frames, *(axis[-1].target.stop for axis in grid)), np.float32)
+        reader, first, at = self._open(header.path), 0, 0
         for f in header.fields:
             width = len(header.dims) ** f.rank
-            components = [c - first for c in chosen if first <= c < first + width]
+            parts = [c - first for c in chosen if first <= c < first + width]
             first += width
-            if not components:
-                continue
-            data = file[f.path]
-            head: tuple[Any, ...] = (row,) * f.sample_varying
-            head += (slice(start, start + (frames - 1) * stride + 1),) * f.time_varying
-            try:
-                block = None if _run(header.shape, pieces) * width >= LONG_RUN else data[head]
-                for place in itertools.product(*pieces):
-                    source = tuple(cells for cells, _ in place)
-                    target = (slice(at, at + len(components)), slice(None), *(cells for _, cells in place))
-                    index = (Ellipsis, *source, *(slice(None),) * f.rank)
-                    values = data[head + source] if block is None else block[index]
-                    values = values[::stride] if f.time_varying else values[None]
-                    flat = values.reshape(*values.shape[: 1 + len(header.dims)], width)
-                    out[target] = np.moveaxis(flat if len(components) == width else flat[..., components], -1, 0)
-            except OSError as error:
-                raise UserError(f"{header.path}: /{f.path} cannot be read; download or simulate it again") from error
-            at += len(components)
+            if parts:
+                times = range(start, start + (frames - 1) * stride + 1, stride) if f.time_varying else None
+                here = out[at : at + len(parts)]
+                reader.read(f.path, Cut(row if f.sample_varying else None, times, grid), parts, here)
+                if not f.time_varying:
+                    here[:, 1:] = here[:, :1]
+            at += len(parts)
         return out
 
-    def _open(self, path: Path) -> h5py.File:
+    def _open(self, path: Path) -> Reader:
         if self._pid != os.getpid():
             self._handles, self._pid = OrderedDict(), os.getpid()
         if path not in self._handles:
             if len(self._handles) >= OPEN_FILES:
                 self._handles.popitem(last=False)[1].close()
             try:
-                self._handles[path] = h5py.File(path, "r")
+                self._handles[path] = Reader(path)
             except OSError as error:
                 raise UserError(f"{path}: cannot be opened ({error}); download or simulate it again") from error
         self._handles.move_to_end(path)
         return self._handles[path]
-
-
-def _pieces(n: int, low: int, high: int) -> list[tuple[slice, slice]]:
-    """Return which cells of an axis of n to read, and where they go, for the cells low to high, modulo n."""
-    low, high = low % n, low % n + high - low
-    split = max(min(high, n) - low, 0)
-    pieces = [(slice(low, low + split), slice(0, split)), (slice(0, high - n), slice(split, high - low))]
-    return pieces if high > n else pieces[:1]
-
-
-def _run(shape: Sequence[int], pieces: Sequence[Sequence[tuple[slice, slice]]]) -> int:
-    """Return how many cells of the cut lie side by side in the file, at the least."""
-    run = 1
-    for n, axis in zip(reversed(shape), reversed(pieces), strict=True):
-        shortest = min(source.stop - source.start for source, _ in axis)
-        run *= shortest
-        if shortest < n:
-            break
-    return run
 
 
 def _check_alike(header: Header, first: Header) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from physrep.encoders.base import Encoder
 from physrep.encoders.depthwise import depthwise_conv
+from physrep.encoders.pointwise import mix_channels
 from physrep.errors import UserError
 
 
@@ -42,10 +42,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the refined map; x [B, D, *S], two or three grid axes as the kernel has."""
-        y = depthwise_conv(x, self.weight, self.bias).movedim(1, -1)
-        y = self.gamma * self.contract(F.gelu(self.expand(self.norm(y))))
-        refined: Tensor = x + y.movedim(-1, 1)
-        return refined
+        same = x.view_as(x)  # made before y, so that autograd adds its gradient to y's, in place
+        y = depthwise_conv(x, self.weight, self.bias)
+        return mix_channels(same, y, self.norm, self.expand, self.contract, self.gamma)
 
 
 class ConvEncoder(Encoder):

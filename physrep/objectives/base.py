@@ -6,11 +6,12 @@ from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
 
+from physrep import distributed
 from physrep.data.module import Batch, Clips, WellDataModule
 from physrep.data.sampler import step_seed
-from physrep.distributed import mean
 from physrep.encoders.base import Encoder, tokens
 from physrep.errors import UserError
 from physrep.optim import adamw, warmup_cosine
@@ -50,6 +51,18 @@ class Objective(LightningModule):
         """Return the tokens [B, N, D] of one standardised clip [B, C, T, H, W]: what probes see."""
         return tokens(self.encoder(clip))
 
+    def configure_model(self) -> None:
+        """Shard the weights over the devices of a node, block by block, where the strategy is one for that."""
+        from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+
+        if not isinstance(self.trainer.strategy, ModelParallelStrategy) or isinstance(self, FSDPModule):
+            return
+        blocks = [module for each in self.modules() if isinstance(each, nn.ModuleList) for module in each]
+        for module in [*reversed(blocks), self]:  # what lies within another first
+            fully_shard(module, mesh=self.device_mesh)
+        for name in ("training_step", "validation_step", "encode"):
+            register_fsdp_forward_method(self, name)
+
     def generator(self) -> torch.Generator:
         """Return a generator on the CPU, the same on all ranks, whose draws are a function of (seed, epoch, batch).
 
@@ -61,21 +74,43 @@ class Objective(LightningModule):
         return torch.Generator().manual_seed(step_seed(self.seed, epoch, self._batch))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Minimise `losses(batch)["loss"]` and log every term. Raises UserError when it is not finite."""
+        """Minimise `losses(batch)["loss"]` and log every term, averaged over the ranks.
+
+        Raises UserError, on all ranks, when the loss is not finite on one.
+        """
         self._batch = batch_idx
         torch.manual_seed(step_seed(self.seed, self.current_epoch, batch_idx, self.global_rank))  # for stochastic depth
         terms = self.losses(batch)
-        if not torch.isfinite(mean(terms["loss"].detach())):  # of all ranks: none waits for one that stopped
-            raise UserError(f"{type(self).__name__}: the loss is {float(terms['loss'])} at step {self.global_step}; "
-                            "try a lower objective.lr, a longer objective.warmup or trainer.precision=32")  # fmt: skip
-        self.log_dict({f"train/{k}": v.detach() for k, v in terms.items()})
+        means = distributed.mean(torch.stack([v.detach().float() for v in terms.values()]))
+        logs = {f"train/{k}": v for k, v in zip(terms, means, strict=True)}
+        if not torch.isfinite(logs["train/loss"]):
+            raise distributed.agreed(UserError(
+                f"{type(self).__name__}: the loss is {float(logs['train/loss'])} at step {self.global_step}; try a "
+                "lower objective.lr, a longer objective.warmup or trainer.precision=32"
+            ))  # fmt: skip
+        self.log_dict(logs)
         return terms["loss"]
 
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last validation's terms."""
+        self._valid: dict[str, Tensor] = {}
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log every term on the valid split, averaged over its windows."""
-        self._batch = batch_idx
-        terms = self.losses(batch)
-        self.log_dict({f"valid/{k}": v for k, v in terms.items()}, batch_size=len(batch["clip"]), sync_dist=True)
+        """Add every term on the valid split, times the batch's windows; statistics are of this rank's batch alone."""
+        self._batch = batch_idx * distributed.world() + distributed.rank()
+        with distributed.apart():
+            terms = self.losses(batch)
+        data = getattr(self.trainer, "datamodule", None)
+        windows = 0 if isinstance(data, WellDataModule) and data.repeats(batch_idx) else len(batch["clip"])
+        for name, value in terms.items():
+            weighed = torch.stack([value.detach().double(), value.new_ones((), dtype=torch.float64)]) * windows
+            self._valid[name] = self._valid.get(name, 0) + weighed
+
+    def on_validation_epoch_end(self) -> None:
+        """Log every term's mean over the windows of all ranks, at the number of optimiser steps taken."""
+        sums, windows = distributed.total(torch.stack(list(self._valid.values()))).T
+        self.log_dict({f"valid/{k}": v for k, v in zip(self._valid, (sums / windows).float(), strict=True)})
+        self.log("step", float(self.global_step))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep beside the weights what `physrep.load` needs: channels, normaliser, frames, targets, as plain values."""

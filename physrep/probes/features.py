@@ -12,6 +12,13 @@ from torch import Tensor
 
 from physrep.errors import UserError
 
+PART = 16  # windows that are worked on at once, so that what is in between stays in a CPU's cache
+
+
+def device() -> torch.device:
+    """Where encoders embed and probes are fitted: a GPU if there is one (Apple's has no float64)."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
 
 @dataclass(frozen=True, eq=False)
 class Features:
@@ -29,13 +36,20 @@ class Features:
         """Return M, the number of windows."""
         return len(self.tokens)
 
+    def to(self, place: torch.device) -> Features:
+        """Return the same features on a device."""
+        return Features(self.tokens.to(place), self.theta.to(place), self.trajectory.to(place))
+
     @cached_property
     def pooled(self) -> Tensor:
         """Mean and standard deviation over the tokens, [M, 2D] float32; the mean alone, [M, D], of a single token."""
         if self.tokens.shape[1] == 1:
             return self.tokens[:, 0].float()
-        parts = (torch.std_mean(part.float(), dim=1, correction=0) for part in self.tokens.split(256))
-        return torch.cat([torch.cat([mean, std], dim=1) for std, mean in parts])
+        parts = []
+        for part in self.tokens.split(PART):
+            mean = part.float().mean(1, keepdim=True)
+            parts.append(torch.cat([mean[:, 0], (part - mean).square_().mean(1).sqrt_()], 1))
+        return torch.cat(parts)
 
 
 class Predictor(Protocol):
@@ -60,18 +74,22 @@ class Estimator(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Standardiser:
-    """z = (x - mean) / scale of the last axis, cut at +-limit; features that do not vary in train become zero."""
+    """z = (x - mean) / scale of the last axis, cut at +-limit; features that do not vary in train become zero.
+
+    Where `layer_norm` is set, every row is then brought to mean 0 and standard deviation 1 by itself.
+    """
 
     mean: Tensor
     scale: Tensor
     limit: float = math.inf
+    layer_norm: bool = False
 
     @classmethod
-    def of(cls, x: Tensor, limit: float = math.inf) -> Standardiser:
+    def of(cls, x: Tensor, limit: float = math.inf, layer_norm: bool = False) -> Standardiser:
         """Take the statistics of every axis but the last, x [..., D], in float64; UserError if they are not finite."""
         total = torch.zeros(x.shape[-1], dtype=torch.float64, device=x.device)
         square = total.clone()
-        for part in x.split(256):
+        for part in x.split(PART):
             rows = part.reshape(-1, x.shape[-1]).double()
             total += rows.sum(0)
             square += rows.square().sum(0)
@@ -81,10 +99,18 @@ class Standardiser:
             raise UserError(
                 "features of the train split are not finite; the run has diverged: probe an earlier checkpoint"
             )
-        return cls(mean, torch.where(std > 1e-6 * mean.abs(), std, math.inf), limit)
+        return cls(mean, torch.where(std > 1e-6 * mean.abs(), std, math.inf), limit, layer_norm)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Standardise x [..., D]; half precision comes out as float32."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         z = (x - self.mean.to(x)).div_(self.scale.to(x))
-        return z if math.isinf(self.limit) else z.clamp_(-self.limit, self.limit)
+        z = z if math.isinf(self.limit) else z.clamp_(-self.limit, self.limit)
+        return torch.nn.functional.layer_norm(z, z.shape[-1:]) if self.layer_norm else z
+
+    def whole(self, x: Tensor) -> Tensor:
+        """Standardise all windows at once, x [M, ..., D], in the precision that they have."""
+        z = torch.empty_like(x)
+        for part, place in zip(x.split(PART), z.split(PART), strict=True):
+            place.copy_(self(part))
+        return z

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from physrep.errors import UserError
 from physrep.frozen import Frozen
 from physrep.objectives.base import positive
 from physrep.optim import adamw, warmup_cosine
-from physrep.probes.features import Features
+from physrep.probes.features import Features, device
 from physrep.probes.heads import AttentiveHead
 from physrep.probes.module import quiet
 from physrep.progress import track
@@ -70,7 +71,7 @@ class FineTune:
         if not math.isfinite(model.chosen["valid_mse"]):
             raise UserError(f"probe.lr: fine-tuning has diverged with {self.plan['lr']}; lower it")
         model.load_state_dict(model.best)
-        return Tuned(model.eval(), data, model.chosen)
+        return Tuned(model.eval().to(device()), data, model.chosen)
 
 
 class Model(LightningModule):
@@ -80,7 +81,7 @@ class Model(LightningModule):
 
     def __init__(self, frozen: Frozen, outputs: int, plan: dict[str, float], warmup: int) -> None:
         super().__init__()
-        self.objective = copy.deepcopy(frozen.objective).requires_grad_(True)
+        self.objective = copy.deepcopy(frozen.objective).cpu().requires_grad_(True)
         data = frozen.meta
         clip = torch.zeros(1, len(data["channels"]), data["frames"], *(data["size"] or data["grid"]))
         with torch.inference_mode():
@@ -136,7 +137,7 @@ class Tuned:
         batches, found = self.data.loader(split), []
         with torch.inference_mode():
             for raw in track(batches, f"finetune: {split}", len(batches)):
-                batch = self.data.prepare_batch(raw, augment=False)
+                batch = self.data.prepare_batch(move_data_to_device(raw, self.model.device), augment=False)
                 found.append((self.model(batch["clip"]), batch["theta"], batch["trajectory"]))
         predicted, theta, trajectory = (torch.cat(parts) for parts in zip(*found, strict=True))
         return predicted, Features(predicted[:, None], theta, trajectory)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import sys
@@ -16,8 +15,10 @@ import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.optim.lr_scheduler import CosineAnnealingLR
-from torch.utils.data import DataLoader, Sampler, TensorDataset
+from torch.utils.data import DataLoader
 
 from physrep.data.sampler import step_seed
 from physrep.errors import UserError
@@ -26,69 +27,74 @@ from physrep.probes.features import Features, Standardiser
 from physrep.probes.heads import AttentiveHead, LinearHead, MLPHead
 
 
-class Shuffled(Sampler[Tensor]):
-    """The rows of n windows in batches; the order of an epoch is a function of (seed, epoch)."""
+def order(n: int, seed: int, epoch: int) -> Tensor:
+    """Return the rows of n windows in the order of an epoch, a function of (seed, epoch)."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(step_seed(seed, epoch)))
 
-    def __init__(self, n: int, batch_size: int, seed: int) -> None:
-        self.n, self.batch_size, self.seed, self.epoch = n, batch_size, seed, 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next (called by Lightning)."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return math.ceil(self.n / self.batch_size)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        generator = torch.Generator().manual_seed(step_seed(self.seed, self.epoch))
-        return iter(torch.randperm(self.n, generator=generator).split(self.batch_size))
+def at_once(x: Tensor, theta: Tensor) -> DataLoader[tuple[Tensor, Tensor]]:
+    """Return a loader whose one batch is all there is."""
+    dataset: Any = [(x, theta)]
+    return DataLoader(dataset, batch_size=None)
 
 
 class Probe(LightningModule):
-    """A copy of one head for each learning rate, trained side by side; keeps copy and epoch of least MSE on valid."""
+    """A copy of one head for each learning rate, trained side by side; keeps copy and epoch of least MSE on valid.
 
-    def __init__(self, head: nn.Module, standardise: Standardiser, lrs: Sequence[float], weight_decay: float) -> None:
+    A copy is one vector of all its weights, and the head is called once, with the weights of all. One of Lightning's
+    batches is a whole split, (x, theta): what it does between batches takes longer than a step of a linear head.
+    """
+
+    automatic_optimization = False
+
+    def __init__(
+        self, head: nn.Module, lrs: Sequence[float], weight_decay: float, batch_size: int, steps: int, seed: int
+    ) -> None:
         super().__init__()
-        self.heads = nn.ModuleList(copy.deepcopy(head) for _ in lrs)
-        self.standardise, self.lrs, self.weight_decay = standardise, tuple(lrs), weight_decay
-        self.best, self.chosen = head, {"lr": 0.0, "epoch": 0, "valid_mse": math.inf}
+        start = parameters_to_vector(head.parameters()).detach()
+        self.copies = nn.ParameterList(start.clone() for _ in lrs)
+        self.shapes = {name: w.shape for name, w in head.named_parameters()}
+        self.lrs, self.weight_decay = tuple(lrs), weight_decay
+        self.batch_size, self.steps, self.seed = batch_size, steps, seed
+        self.best, self.chosen = head.requires_grad_(False), {"lr": 0.0, "epoch": 0, "valid_mse": math.inf}
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map features [B, N, D] or [B, F] to the prediction of each copy, [K, B, P]."""
-        x = self.standardise(x)
-        return torch.stack([head(x) for head in self.heads])
+        """Map standardised features [B, N, D] or [B, F] to the prediction of each copy, [K, B, P]."""
+        parts = torch.stack(list(self.copies)).split([shape.numel() for shape in self.shapes.values()], dim=1)
+        weights = {name: w.unflatten(1, shape) for (name, shape), w in zip(self.shapes.items(), parts, strict=True)}
+        predicted: Tensor = functional_call(self.best, weights, (x.float(),))
+        return predicted
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Sum the MSE of the copies, which share no weight."""
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Train for an epoch: AdamW on the MSE, with one learning rate a copy, each falling to zero along a cosine."""
         x, theta = batch
-        loss: Tensor = (self(x) - theta).square().mean((1, 2)).sum()
-        return loss
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        schedule: Any = self.lr_schedulers()
+        for rows in order(len(x), self.seed, self.current_epoch).to(x.device).split(self.batch_size):
+            optimizer.zero_grad()
+            (self(x[rows]) - theta[rows]).square().mean((1, 2)).sum().backward()  # copies share no weight
+            optimizer.step()
+            schedule.step()
 
-    def on_validation_epoch_start(self) -> None:
-        """Begin the sum of squared errors of each copy."""
-        self.error = torch.zeros(len(self.heads), device=self.device)
-        self.count = 0
+    def mse(self, x: Tensor, theta: Tensor) -> Tensor:
+        """Return the MSE of each copy, [K]; infinite where it has diverged."""
+        parts = zip(x.split(256), theta.split(256), strict=True)
+        errors = torch.stack([(self(part) - right).square().sum((1, 2)) for part, right in parts])
+        return (errors.sum(0) / theta.numel()).nan_to_num(math.inf)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Add the squared errors of a batch."""
-        x, theta = batch
-        self.error += (self(x) - theta).square().sum((1, 2))
-        self.count += theta.numel()
-
-    def on_validation_epoch_end(self) -> None:
-        """Keep the best copy if it is better than any before; a copy that has diverged is never the best."""
-        mse = (self.error / self.count).nan_to_num(math.inf)
+        """Keep the best copy if it is better than any before."""
+        mse = self.mse(*batch)
         i = int(mse.argmin())
         if float(mse[i]) < self.chosen["valid_mse"]:
-            self.best = copy.deepcopy(self.heads[i])
+            vector_to_parameters(self.copies[i].detach().clone(), self.best.parameters())
             self.chosen = {"lr": self.lrs[i], "epoch": self.current_epoch + 1, "valid_mse": float(mse[i])}
 
     def configure_optimizers(self) -> Any:
-        """AdamW with one learning rate a copy, each falling to zero along a cosine."""
-        groups = [{"params": list(h.parameters()), "lr": lr} for h, lr in zip(self.heads, self.lrs, strict=True)]
+        """Make the optimiser of all copies and its schedule."""
+        groups = [{"params": [copy], "lr": lr} for copy, lr in zip(self.copies, self.lrs, strict=True)]
         optimizer = torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=True)
-        schedule = CosineAnnealingLR(optimizer, int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return [optimizer], [CosineAnnealingLR(optimizer, self.steps)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +111,7 @@ class Head:
         x = getattr(features, self.needs)
         head = self.head.to(x.device)
         with torch.no_grad():
-            return torch.cat([head(self.standardise(part)) for part in x.split(256)])
+            return torch.cat([head(self.standardise.whole(part).float()) for part in x.split(256)])
 
 
 class Trained:
@@ -138,13 +144,17 @@ class Trained:
     def fit(self, train: Features, valid: Features) -> Head:
         """Train every copy on train; select learning rate and epoch on valid. UserError if all of them diverge."""
         x, x_valid = getattr(train, self.needs), getattr(valid, self.needs)
-        standardise = Standardiser.of(x, LIMIT if self.needs == "pooled" else math.inf)
+        pooled = self.needs == "pooled"
+        standardise = Standardiser.of(x, LIMIT if pooled else math.inf, layer_norm=not pooled)
+        x, x_valid = standardise.whole(x), standardise.whole(x_valid)
         with quiet(), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)  # torch.manual_seed would reseed GPUs too
-            probe = Probe(self.head(x.shape[-1], train.theta.shape[1]), standardise, self.lrs, self.weight_decay)
+            head, steps = self.head(x.shape[-1], train.theta.shape[1]), self.epochs * -(-len(x) // self.batch_size)
+            probe = Probe(head, self.lrs, self.weight_decay, self.batch_size, steps, self.seed)
             trainer = Trainer(
                 max_epochs=self.epochs,
-                devices=1,
+                accelerator="gpu" if x.is_cuda else "cpu",
+                devices=[x.device.index] if x.is_cuda else 1,
                 plugins=[LightningEnvironment()],
                 logger=False,
                 enable_checkpointing=False,
@@ -152,13 +162,7 @@ class Trained:
                 enable_progress_bar=sys.stderr.isatty(),
                 num_sanity_val_steps=0,
             )
-            batches = Shuffled(len(train), self.batch_size, self.seed)
-            in_order = torch.arange(len(valid)).split(256)
-            trainer.fit(
-                probe,
-                DataLoader(TensorDataset(x, train.theta), sampler=batches, batch_size=None),
-                DataLoader(TensorDataset(x_valid, valid.theta), sampler=in_order, batch_size=None),
-            )
+            trainer.fit(probe, at_once(x, train.theta), at_once(x_valid, valid.theta))
         if not math.isfinite(probe.chosen["valid_mse"]):
             raise UserError(f"probe.lrs: every head has diverged with {list(self.lrs)}; lower them")
         return Head(probe.best.eval(), standardise, self.needs, probe.chosen)
@@ -195,7 +199,7 @@ class Attentive(Trained):
 
     def head(self, width: int, outputs: int) -> nn.Module:
         """Make an attentive head."""
-        return AttentiveHead(width, outputs, self.heads, self.mlp_ratio)
+        return AttentiveHead(width, outputs, self.heads, self.mlp_ratio, normalised=True)
 
 
 @contextmanager

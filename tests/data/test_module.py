@@ -6,6 +6,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from physrep.data import windows
 from physrep.data.module import WellDataModule
 from physrep.data.sampler import WindowSampler, step_seed
 from physrep.data.shear_flow import ShearFlow
@@ -50,8 +51,8 @@ def test_batches_are_the_standardised_windows(datasets):
 def test_next_holds_the_clip_and_the_one_after(datasets):
     data = make(datasets, clips="next")
     assert len(data.windows("train")) == 24 * (20 - 16 + 1)
-    raw = next(iter(data.val_dataloader()))
-    np.testing.assert_array_equal(raw["clip"][0], everything(datasets, "valid")[0, :, :16])
+    raw = next(iter(data.test_dataloader()))
+    np.testing.assert_array_equal(raw["clip"][0], everything(datasets, "test")[0, :, :16])
 
 
 def test_pair_holds_two_windows_of_one_trajectory(datasets):
@@ -156,7 +157,7 @@ def test_training_windows_lie_at_random_places(datasets, clips):
     for key, raw in zip(iter(data._sampler), loader, strict=False):
         assert raw["clip"].shape == (4, 4, 16, 16, 8)
         _, trajectory, *starts = key
-        clip = loader.dataset[key]["clip"]
+        clip = loader.dataset.__getitems__([key])["clip"][0]
         parts = [clip] if clips == "next" else [clip[:, :8], clip[:, 8:]]
         for part, t in zip(parts, starts, strict=True):
             whole = every[trajectory, :, t : t + part.shape[1]]
@@ -183,6 +184,36 @@ def test_places_and_noise_are_functions_of_seed_and_draw(datasets):
     data = make(datasets, noise=0.5)
     raw = next(iter(data.train_dataloader()))
     assert torch.equal(data.prepare_batch(raw, augment=False)["clip"], data.prepare_batch(raw, augment=False)["clip"])
+
+
+def test_nothing_is_drawn_where_nothing_is_random(datasets, monkeypatch):
+    plain, noisy = make(datasets), make(datasets, noise=0.5)
+    raw = next(iter(plain.train_dataloader()))
+    monkeypatch.setattr(torch, "Generator", None)
+    plain.prepare_batch(raw, augment=True)
+    noisy.prepare_batch(raw, augment=False)
+    with pytest.raises(TypeError):
+        noisy.prepare_batch(raw, augment=True)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="beside a GPU, torch keeps the pinned memory")
+def test_memory_is_used_again_when_nobody_holds_it(datasets):
+    batches = iter(make(datasets).train_dataloader())
+    clip = next(batches)["clip"]
+    first, place = clip[1:2], clip.data_ptr()
+    kept = first.clone()
+    del clip
+    assert next(batches)["clip"].data_ptr() != place
+    assert torch.equal(first, kept)
+    del first
+    held = [next(batches)["clip"] for _ in range(3)]
+    assert place in [clip.data_ptr() for clip in held]
+    assert len({clip.data_ptr() for clip in held}) == 3
+
+
+def test_a_worker_reads_into_shared_memory(datasets, monkeypatch):
+    monkeypatch.setattr(windows, "get_worker_info", lambda: True)
+    assert next(iter(make(datasets).train_dataloader()))["clip"].is_shared()
 
 
 def test_a_wall_is_not_crossed(walled):

@@ -1,4 +1,6 @@
-"""Embeddings: every window once, the cache's key, nothing half-written."""
+"""Embeddings: every window once, the cache's key, nothing half-written, bfloat16 within the noise of the probes."""
+
+from functools import partial
 
 import h5py
 import pytest
@@ -6,9 +8,14 @@ import torch
 
 from physrep.data.shear_flow import ShearFlow
 from physrep.errors import UserError
+from physrep.frozen import Frozen
 from physrep.probes import embed as module
 from physrep.probes.baselines import statistics
-from physrep.probes.embed import Source, embed, mean_source, statistics_source
+from physrep.probes.closed_form import KNN, Ridge
+from physrep.probes.embed import Source, embed, mean_source, precision, statistics_source
+from physrep.probes.finetune import FineTune
+from physrep.probes.module import MLP, Attentive, Linear
+from tests.objectives.test_objectives import make
 
 
 def data(datasets, **options):
@@ -63,6 +70,36 @@ def test_batch_size_does_not_matter(datasets, tmp_path):
     assert torch.equal(a.tokens, b.tokens)
 
 
+def test_every_window_is_read_once_in_whole_batches(datasets, tmp_path):
+    calls: list[int] = []
+    made = data(datasets, eval_step=4, batch_size=16)
+    embed(pixels(calls), made, "train", tmp_path)
+    assert sum(calls) == len(made.windows("train", 4))
+    assert calls[:-1] == [16] * (len(calls) - 1)
+
+
+def test_bfloat16_changes_no_probe_beyond_its_noise(datasets, tmp_path, monkeypatch):
+    """What a GPU does, by a CPU's bfloat16: the errors of probes that fit well agree within 5 %."""
+    made = data(datasets, eval_step=2, batch_size=24)
+    frozen = Frozen(make("jepa"), made.meta(), step=0)
+    source = Source("jepa", "", partial(frozen.encode, normalised=True), "weights", model=frozen)
+    seen, errors = [], []
+    for dtype in (torch.float32, torch.bfloat16):
+        monkeypatch.setattr(module, "precision", lambda _, dtype=dtype: dtype)
+        seen.append(embed(source, made, "train", tmp_path))
+        for probe in (Ridge(), Attentive(epochs=20, lrs=[1e-2])):
+            fitted = probe.fit(seen[-1], seen[-1])
+            errors.append(float((fitted(seen[-1]) - seen[-1].theta).square().mean()))
+    assert len(list(tmp_path.iterdir())) == 2, "either has a key of its own"
+    assert not torch.equal(seen[0].tokens, seen[1].tokens)
+    assert errors[:2] == pytest.approx(errors[2:], rel=0.05)
+    assert max(errors) < 0.5
+
+
+def test_cpus_compute_in_float32():
+    assert precision(torch.device("cpu")) is torch.float32
+
+
 def test_interrupted_leaves_nothing(datasets, tmp_path, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
@@ -96,3 +133,24 @@ def test_the_statistics_key_follows_their_code(monkeypatch):
     before = statistics_source().digest
     monkeypatch.setattr(module.inspect, "getsource", lambda _: "def statistics(): another")
     assert statistics_source().digest != before
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_used_and_errs_as_a_cpu_does(datasets, tmp_path, monkeypatch):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    made = data(datasets, eval_step=2, batch_size=24)
+    frozen = Frozen(make("jepa"), made.meta(), step=0)
+    source = Source("jepa", "", partial(frozen.encode, normalised=True), "weights", model=frozen)
+    errors = []
+    for place in ("cpu", "cuda"):
+        monkeypatch.setattr(module, "device", lambda place=place: torch.device(place))
+        seen = embed(source, made, "train", tmp_path / place)
+        again = embed(source, made, "train", tmp_path / place)
+        assert seen.tokens.device.type == again.tokens.device.type == place
+        assert torch.equal(seen.tokens, again.tokens)
+        for probe in (Ridge(), KNN(), Linear(lrs=[1e-2]), MLP(), Attentive(epochs=20, lrs=[1e-2])):
+            errors.append(float((probe.fit(seen, seen)(seen) - seen.theta).square().mean()))
+    assert errors[:5] == pytest.approx(errors[5:], rel=0.1, abs=1e-3)
+    predicted, truth = FineTune(steps=2, warmup=0, checks=1).fit(frozen, made).predict("test")
+    assert predicted.is_cuda and len(predicted) == len(truth.theta)

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.func import functional_call
 
 from physrep.probes.heads import AttentiveHead, LinearHead, MLPHead
 
@@ -87,3 +88,21 @@ def test_heads_start_at_the_mean_and_use_every_weight(head, x, count):
     assert head(x).shape == (5, 2) and not head(x).any()
     shake(head)(x).square().sum().backward()
     assert all(w.grad is not None for w in head.parameters())
+
+
+@pytest.mark.parametrize(
+    ("head", "x"),
+    [
+        (LinearHead(6, 2), torch.randn(5, 6)),
+        (MLPHead(6, 2, hidden=10), torch.randn(5, 6)),
+        (AttentiveHead(8, 3, heads=4), torch.randn(5, 7, 8)),
+        (AttentiveHead(8, 2), torch.randn(5, 1, 8)),
+    ],
+)
+def test_weights_of_copies_give_the_predictions_of_each_copy(head, x):
+    """As many copies as rows, so that no axis can be taken for another unnoticed."""
+    head, x = head.double(), x.double()
+    copies = [{name: torch.randn_like(w) for name, w in head.named_parameters()} for _ in range(5)]
+    together = functional_call(head, {name: torch.stack([copy[name] for copy in copies]) for name in copies[0]}, x)
+    assert together.shape[:2] == (5, 5)
+    torch.testing.assert_close(together, torch.stack([functional_call(head, copy, x) for copy in copies]))

@@ -1,15 +1,18 @@
+import copy
 import random
 import warnings
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.nn.utils import vector_to_parameters
 
 from physrep.errors import UserError
 from physrep.probes import module
 from physrep.probes.features import Features
 from physrep.probes.heads import AttentiveHead
-from physrep.probes.module import MLP, Attentive, Linear, Shuffled
+from physrep.probes.module import MLP, Attentive, Linear, order
 
 
 def features(seed, rows=64, tokens=5, width=8, noise=0.5):
@@ -33,13 +36,14 @@ def probes(monkeypatch):
             self.seen, self.history = [], []
             made.append(self)
 
-        def training_step(self, batch, batch_idx):
-            self.seen.append((self.current_epoch, batch[1].clone()))
-            return super().training_step(batch, batch_idx)
+        def forward(self, x):
+            if torch.is_grad_enabled():
+                self.seen.append((self.current_epoch, x))
+            return super().forward(x)
 
-        def on_validation_epoch_end(self):
-            self.history.append((self.error / self.count).tolist())
-            super().on_validation_epoch_end()
+        def mse(self, *split):
+            self.history.append((mse := super().mse(*split)).tolist())
+            return mse
 
     monkeypatch.setattr(module, "Probe", Spy)
     return made
@@ -54,48 +58,53 @@ def test_learning_rates_side_by_side_equal_each_alone(kind, probes):
         kind(epochs=3, batch_size=24, lrs=[lr]).fit(train, valid)
     together, *alone = probes
     for i, one in enumerate(alone):
-        assert [h[i] for h in together.history] == pytest.approx([h[0] for h in one.history], rel=1e-5)
-        for a, b in zip(together.heads[i].parameters(), one.heads[0].parameters(), strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+        assert [h[i] for h in together.history] == pytest.approx([h[0] for h in one.history], rel=1e-4)
     finals = [one.history[-1][0] for one in alone]
     assert len(set(finals)) == len(lrs)
 
 
-def test_training_is_adamw_with_a_cosine_to_zero(probes):
-    """One copy against a plain loop."""
-    train, valid = features(0), features(1)
-    Linear(epochs=4, batch_size=24, lrs=[0.05], weight_decay=0.3, seed=5).fit(train, valid)
-    pooled = train.pooled.double()
-    x = ((pooled - pooled.mean(0)) / pooled.std(0, correction=0)).clamp(-5, 5).float()
-    head = torch.nn.Linear(x.shape[1], 2)
-    torch.nn.init.zeros_(head.weight)
-    torch.nn.init.zeros_(head.bias)
-    optimizer = torch.optim.AdamW(head.parameters(), weight_decay=0.3)
-    order, step = Shuffled(64, 24, seed=5), 0
-    for epoch in range(4):
-        order.set_epoch(epoch)
-        for rows in order:
-            optimizer.param_groups[0]["lr"] = 0.05 * 0.5 * (1 + np.cos(np.pi * step / 12))
-            optimizer.zero_grad()
-            (head(x[rows]) - train.theta[rows]).square().mean().backward()
-            optimizer.step()
-            step += 1
-    torch.testing.assert_close(probes[0].heads[0].out.weight, head.weight, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(probes[0].heads[0].out.bias, head.bias, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("kind", [Linear, MLP, Attentive])
+def test_copies_are_trained_as_heads_by_adamw_with_a_cosine_to_zero(kind, probes):
+    """All copies against a plain loop over a module of its own for each."""
+    train, valid, lrs = features(0), features(1), (0.003, 0.01)
+    train = Features(train.tokens.float(), train.theta, train.trajectory)  # half precision would be rounded again
+    probe = kind(epochs=4, batch_size=24, lrs=lrs, weight_decay=0.3, seed=5)
+    probe.fit(train, valid)
+    x = getattr(train, probe.needs).double()
+    rows = x.flatten(0, -2)
+    x = (x - rows.mean(0)) / rows.std(0, correction=0)
+    x = (F.layer_norm(x, x.shape[-1:]) if kind is Attentive else x.clamp(-5, 5)).float()
+    for i, lr in enumerate(lrs):
+        torch.manual_seed(5)
+        head = probe.head(x.shape[-1], 2)
+        start = [w.detach().clone() for w in head.parameters()]
+        optimizer = torch.optim.AdamW(head.parameters(), weight_decay=0.3)
+        step = 0
+        for epoch in range(4):
+            for batch in order(64, 5, epoch).split(24):
+                optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + np.cos(np.pi * step / 12))
+                optimizer.zero_grad()
+                (head(x[batch]) - train.theta[batch]).square().mean().backward()
+                optimizer.step()
+                step += 1
+        trained = copy.deepcopy(head)
+        vector_to_parameters(probes[0].copies[i].detach(), trained.parameters())
+        for (name, w), other, first in zip(head.named_parameters(), trained.parameters(), start, strict=True):
+            if name != "k.bias":  # softmax ignores it: its gradient is rounding
+                assert (other - w).norm() < 1e-2 * (w - first).norm(), name
+        torch.testing.assert_close(trained(x), head(x), rtol=1e-3, atol=1e-3)
 
 
 def test_an_epoch_holds_every_window_once_in_an_order_of_its_own(probes):
     train = features(0)
-    Linear(epochs=3, batch_size=24, lrs=[1e-3], seed=7).fit(train, features(1))
+    x = Linear(epochs=3, batch_size=24, lrs=[1e-3], seed=7).fit(train, features(1)).standardise(train.pooled)
     orders = []
     for epoch in range(3):
-        parts = [theta for e, theta in probes[0].seen if e == epoch]
+        parts = [seen for e, seen in probes[0].seen if e == epoch]
         assert [len(p) for p in parts] == [24, 24, 16]
-        rows = torch.cat(parts)[:, None].eq(train.theta).all(-1).int().argmax(1)
+        rows = torch.cat(parts)[:, None].eq(x).all(-1).int().argmax(1)
         assert sorted(rows.tolist()) == list(range(64))
-        expected = Shuffled(64, 24, seed=7)
-        expected.set_epoch(epoch)
-        assert torch.equal(rows, torch.cat(list(expected)))
+        assert torch.equal(rows, order(64, 7, epoch))
         orders.append(rows.tolist())
     assert orders[0] != orders[1] != orders[2] != orders[0]
 
