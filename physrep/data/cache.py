@@ -12,6 +12,7 @@ import itertools
 import os
 import sys
 import tempfile
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -33,6 +34,7 @@ from physrep.progress import track
 
 MEMORY = Path("/dev/shm")
 PART = 1 << 23  # bytes that are read at once to fill a cache
+PATIENCE = 20  # tenths of a second that a leaving process waits for others
 LARGEST = torch.finfo(torch.float16).max
 
 
@@ -175,9 +177,16 @@ def _sweep(folder: Path) -> None:
 
 
 def _leave(path: Path, user: BinaryIO, pid: int) -> None:
-    if os.getpid() == pid:  # a worker that was forked has no say
-        with suppress(OSError), _locked(path.parent, wait=False):
-            _remove(path, user)
+    for _ in range(PATIENCE if os.getpid() == pid else 0):  # a worker that was forked has no say
+        try:
+            with _locked(path.parent, wait=False):
+                _remove(path, user)
+        except BlockingIOError:  # somebody leaves at the same time, or fills another cache: this process, perhaps
+            time.sleep(0.1)
+        except FileNotFoundError:  # the folder is gone
+            break
+        else:
+            break
     user.close()
 
 
