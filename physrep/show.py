@@ -33,7 +33,7 @@ DPI, BYTES, RATE = 200, 1.4e6, 10  # of the figure; of the animation, with its f
 def main(argv: Sequence[str]) -> None:
     """Run `python -m physrep.show`."""
     cfg = cli(argv, base="show", doc=__doc__)
-    from physrep.data.module import SPLITS
+    from physrep.data.splits import SPLITS
     from physrep.frames import overview
 
     if cfg.split not in SPLITS:

@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> None:
 
 def verify(data: WellDataModule, fraction: float = 1.0) -> Report:
     """Run every check on a dataset's files; raises UserError where there is no such dataset."""
-    from physrep.data.module import SPLITS
+    from physrep.data.splits import SPLITS
 
     folder = data.folder / "data"
     if not folder.is_dir():

@@ -52,10 +52,10 @@ class Kept:
         header = split.header
         ends = [tuple(crop.get(dim, (0, n))) for dim, n in zip(header.dims, header.shape, strict=True)]
         self.grid = [high - low for low, high in ends]
-        self.shapes = [(len(channels), h.frames, *self.grid) for h in split.headers for _ in range(h.trajectories)]
+        self.shapes = [(len(channels), split.headers[i].frames, *self.grid) for i in split.places[:, 0].tolist()]
         self.bytes = 2 * sum(prod(shape) for shape in self.shapes)
         times = [h.path.stat().st_mtime_ns for h in split.headers]
-        about = [mark, times, ends, list(channels), mean.tolist(), std.tolist()]
+        about = [mark, split.places.tolist(), times, ends, list(channels), mean.tolist(), std.tolist()]
         self.key = hashlib.sha256(repr(about).encode()).hexdigest()[:16]
         self.path = Path()
         self.device: torch.device | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -18,13 +19,14 @@ from torch.utils.data import DataLoader
 from physrep.data import transforms
 from physrep.data.cache import Kept
 from physrep.data.sampler import WindowSampler, step_seed
+from physrep.data.splits import SPLITS, labelled, share_out
+from physrep.data.starts import starts
 from physrep.data.stats import channel_statistics, fingerprint, scaled, theta_statistics
 from physrep.data.well import Array, Header, WellSplit
 from physrep.data.windows import WindowDataset, as_it_is, is_plane
 from physrep.data.workers import shield
 from physrep.errors import UserError, did_you_mean
 
-SPLITS = ("train", "valid", "test")
 Clips = Literal["one", "frame", "next", "pair"]
 
 
@@ -50,6 +52,9 @@ class WellDataModule(LightningDataModule):
     set to their mean, clip by clip, `noise` is in units of the standardised fields. `cache` holds the training set, as
     cropped and standardised, once in half precision: in memory (`ram`) or on `disk` for all processes of a host, or on
     each one's `device`. Evaluation always reads the files, so that its numbers do not depend on it.
+    `split` is The Well's own (`well`), or shares all trajectories out anew: `holdout` keeps whole combinations of
+    parameters for valid and test, `extrapolate` extreme values for test, and neither lets two splits start from one
+    state. `labels` is the share of train's and valid's trajectories whose parameters are told to whom they are told.
     """
 
     targets: ClassVar[dict[str, str]] = {}
@@ -84,6 +89,8 @@ class WellDataModule(LightningDataModule):
         dropout: float = 0.0,
         noise: float = 0.0,
         cache: Literal["ram", "disk", "device"] | None = None,
+        split: Literal["well", "holdout", "extrapolate"] = "well",
+        labels: float = 1.0,
         batch_size: int = 32,
         num_workers: int = 0,
         seed: int = 0,
@@ -115,11 +122,21 @@ class WellDataModule(LightningDataModule):
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         if not 0 <= dropout < 1:
             raise UserError(f"data.dropout={dropout}: is a share of the channels; give 0 or more and less than 1")
+        if not 0 < labels <= 1:
+            raise UserError(f"data.labels={labels}: is a share of the trajectories; give more than 0 and at most 1")
         self.dropout, self.cache = dropout, cache
+        self.split, self.labels = split, labels
         self.clips: Clips = "one"
+        self.told = False  # whether the objective reads the parameters, so that its windows are those labelled
+        self.sealed = False  # whether test may not be looked at yet
 
     @cached_property
     def splits(self) -> dict[str, WellSplit]:
+        """The three splits' trajectories, as `split` shares them out."""
+        return self._found if self.split == "well" else self._share_out(*self._found.values())
+
+    @cached_property
+    def _found(self) -> dict[str, WellSplit]:
         """The three splits' files, checked against the first training file."""
         if not (self.folder / "data").is_dir():
             near = sorted(p.parent.name for p in self.folder.parent.glob("*/data"))
@@ -147,10 +164,46 @@ class WellDataModule(LightningDataModule):
                 raise UserError(f"data.crop.{dim}: [{low}, {high}] lies outside the grid {grid} of {self.folder}")
         return splits
 
+    def _share_out(self, train: WellSplit, *others: WellSplit) -> dict[str, WellSplit]:
+        """Share out all trajectories as `split` says, and say how many each split gets."""
+        every = [train, *others]
+        theta, targets = (np.concatenate([split.theta(names) for split in every]) for names in (
+            list(train.header.scalars), list(self.scales)))  # fmt: skip
+        states = [state for split in every for state in starts(split, self.start)]
+        found = share_out(self.split, theta, targets, states, str(self.folder))
+        said = ", ".join(f"{len(numbers)} {name}" for name, numbers in zip(SPLITS, found, strict=True))
+        print(f"data.split={self.split}: {said} of {len(theta)} trajectories", file=sys.stderr)
+        return {n: train.with_trajectories(others, chosen) for n, chosen in zip(SPLITS, found, strict=True)}
+
+    def files(self, split: str) -> WellSplit:
+        """Return a split's files. Raises RuntimeError for test's while it is sealed, until all is chosen."""
+        if self.sealed and split == "test":
+            raise RuntimeError(f"{self.folder}: test is looked at before everything is chosen")
+        return self.splits[split]
+
+    @cached_property
+    def shared(self) -> int:
+        """How many of test's trajectories start from a state that one of train starts from.
+
+        Raises UserError for data that should have none, and for a trajectory that train has.
+        """
+        names = list(self.header.scalars)
+        train, test = (
+            [*zip(starts(split, self.start), map(tuple, split.theta(names)), strict=True)]
+            for split in (self.splits["train"], self.splits["test"])
+        )
+        seen, states = set(train), {state for state, _ in train}
+        found, same = sum(state in states for state, _ in test), sum(each in seen for each in test)
+        published = self.shared_starts and not (self.folder / "simulation.yaml").exists()
+        if same or (found and not (published and self.split == "well")):
+            what = f"{same} trajectories of test are in train" if same else f"{found} start from states that train has"
+            raise UserError(f"{self.folder}: {what}; download or simulate it again, or take data.split=holdout")
+        return found
+
     @cached_property
     def fingerprint(self) -> str:
         """A digest of the data itself, the same on every machine."""
-        return fingerprint(self.splits.values())
+        return fingerprint(self._found.values())
 
     @property
     def channels(self) -> list[str]:
@@ -189,16 +242,28 @@ class WellDataModule(LightningDataModule):
     @cached_property
     def _fields(self) -> tuple[Array, Array]:
         """Mean and std of all of the files' channels."""
-        return channel_statistics(self.splits["train"], self.name, self.folder / "stats.yaml", self.fingerprint)
+        file = "stats.yaml" if self.split == "well" else f"stats_{self.split}.yaml"
+        return channel_statistics(self.splits["train"], self.name, self.folder / file, self.fingerprint)
 
     def theta(self, split: str) -> Array:
         """Return the target parameters on their declared scales, [trajectories, P]."""
-        return scaled(self.splits[split].theta(list(self.scales)), list(self.scales.values()))
+        return scaled(self.files(split).theta(list(self.scales)), list(self.scales.values()))
+
+    def labelled(self, split: str) -> Array:
+        """Return the numbers of the split's trajectories whose parameters may be told: `labels` of train's and valid's.
+
+        They are spread evenly over the combinations of parameters, and a larger share holds a smaller one.
+        """
+        files = self.files(split)
+        share = self.labels if split != "test" else 1.0
+        return labelled(files.theta(list(files.header.scalars)), share)
 
     def windows(self, split: str, step: int | None = None) -> Array:
         """Return (trajectory, first frame) of the split's windows of one clip, [M, 2]."""
         span = (self._frames_read() - 1) * self.stride + 1
-        windows = self.splits[split].windows(span, step or self.step)
+        windows = self.files(split).windows(span, step or self.step)
+        if self.told and self.labels < 1:
+            windows = windows[np.isin(windows[:, 0], self.labelled(split))]
         if not len(windows):
             raise UserError(f"{self.folder}/data/{split}: holds no window; simulate or download more")
         return windows
@@ -206,7 +271,8 @@ class WellDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Open the files and read the statistics before the first batch; `stage` makes no difference."""
         if self.trainer:
-            self.clips = getattr(self.trainer.lightning_module, "clips", self.clips)
+            module = self.trainer.lightning_module
+            self.clips, self.told = getattr(module, "clips", self.clips), getattr(module, "told", self.told)
         self._mean, self._std = (torch.tensor(self.statistics[k]) for k in ("mean", "std"))
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         step = self.batch_size * (self.trainer.accumulate_grad_batches if self.trainer else 1)
@@ -222,7 +288,7 @@ class WellDataModule(LightningDataModule):
         if augment:
             grid = dict(zip(self.header.dims, self.header.shape, strict=True))
             loose = {dim: grid[dim] for dim in self.periodic if self.shift and dim not in self.crop} | self.cut
-        frames, files = self._frames_read(), self.splits[split]
+        frames, files = self._frames_read(), self.files(split)
         channels = self._read(augment)
         kept = self._kept if augment and self.cache else None
         return WindowDataset(

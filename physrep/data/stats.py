@@ -70,9 +70,11 @@ def _compute(split: WellSplit, name: str) -> dict[str, dict[str, Any]]:
     """Mean, std and rms of every component and of its frame-to-frame difference, in float64 over the whole split."""
     header = split.header
     sums = {f.name: np.zeros((6, len(header.dims) ** f.rank)) for f in header.fields}
-    pieces = [(h, f, n) for h in split.headers for f in h.fields for n in range(0, h.trajectories, CHUNK)]
-    for h, f, n in track(pieces, f"statistics of {name}"):
-        sums[f.name] += _moments(h, f, n)
+    rows = {i: split.places[split.places[:, 0] == i, 1] for i in np.unique(split.places[:, 0])}
+    pieces = [(split.headers[i], f, some[n : n + CHUNK]) for i, some in rows.items() for f in header.fields
+              for n in range(0, len(some), CHUNK)]  # fmt: skip
+    for h, f, some in track(pieces, f"statistics of {name}"):
+        sums[f.name] += _moments(h, f, np.sort(some))
     out: dict[str, dict[str, Any]] = {k: {} for k in ("mean", "std", "rms", "mean_delta", "std_delta", "rms_delta")}
     for f in header.fields:
         count, total, square, d_count, d_total, d_square = sums[f.name]
@@ -86,12 +88,11 @@ def _compute(split: WellSplit, name: str) -> dict[str, dict[str, Any]]:
     return out
 
 
-def _moments(header: Header, f: Field, first: int) -> Array:
+def _moments(header: Header, f: Field, rows: Array) -> Array:
     with opened(header.path) as file:
-        index = slice(first, first + CHUNK) if f.sample_varying else slice(None)
-        x = np.asarray(file[f.path][index], np.float64)
+        x = np.asarray(file[f.path][rows if f.sample_varying else slice(None)], np.float64)
     if not np.isfinite(x).all():
-        raise UserError(f"{header.path}: /{f.path} holds NaN or infinity in trajectories {first}-{first + len(x) - 1}; "
+        raise UserError(f"{header.path}: /{f.path} holds NaN or infinity in trajectories {rows[0]}-{rows[-1]}; "
                         "remove the file or write it again")  # fmt: skip
     axis = int(f.sample_varying)
     d = np.diff(x, axis=axis) if f.time_varying else np.empty((0, *x.shape[1:]))

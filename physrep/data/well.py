@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
-from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -176,7 +176,7 @@ class WellSplit:
         self.headers = [read_header(path) for path in paths]
         for header in self.headers:
             _check_alike(header, like or self.headers[0])
-        self.first = np.cumsum([0] + [h.trajectories for h in self.headers])
+        self.places = np.array([(i, row) for i, h in enumerate(self.headers) for row in range(h.trajectories)])
         self._handles: OrderedDict[Path, Reader] = OrderedDict()
         self._pid = os.getpid()
 
@@ -188,15 +188,26 @@ class WellSplit:
     @property
     def trajectories(self) -> int:
         """How many trajectories the split holds."""
-        return int(self.first[-1])
+        return len(self.places)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_handles": OrderedDict()}
 
     def locate(self, trajectory: int) -> tuple[Header, int]:
         """Return the file that holds a trajectory and its place in that file."""
-        index = bisect_right(self.first, trajectory) - 1
-        return self.headers[index], int(trajectory - self.first[index])
+        file, row = self.places[trajectory].tolist()
+        return self.headers[file], row
+
+    def with_trajectories(self, others: Sequence[WellSplit], chosen: Array) -> WellSplit:
+        """Return a split of the `chosen` of all trajectories of this one and then the others, numbered anew."""
+        every = [self, *others]
+        found = copy.copy(self)
+        found.headers = [h for split in every for h in split.headers]
+        begins = np.cumsum([0] + [len(split.headers) for split in every])
+        places = [split.places + np.array([begin, 0]) for split, begin in zip(every, begins, strict=False)]
+        found.places = np.concatenate(places)[chosen]
+        found._handles = OrderedDict()
+        return found
 
     def theta(self, names: Sequence[str]) -> Array:
         """Return the named simulation parameters of every trajectory, [trajectories, P] in physical units."""
@@ -206,21 +217,20 @@ class WellSplit:
                 raise UserError(
                     f"{self.header.path}: /scalars holds no {name!r}, which the dataset names as a target{hint}"
                 )
-        if not names:
-            return np.empty((self.trajectories, 0))
-        return np.concatenate([np.stack([h.scalars[n] for n in names], 1) for h in self.headers])
+        values = [(self.headers[file].scalars[n][row]) for file, row in self.places for n in names]
+        return np.array(values, np.float64).reshape(self.trajectories, len(names))
 
     def windows(self, span: int, step: int) -> Array:
         """Return every (trajectory, first frame) with `span` frames after it, `step` frames apart, [M, 2] int64."""
-        out = []
-        for header, first in zip(self.headers, self.first, strict=False):
+        out = [np.empty((0, 2), np.int64)]
+        for trajectory, file in enumerate(self.places[:, 0]):
+            header = self.headers[file]
             if header.frames < span:
                 raise UserError(f"{header.path}: has {header.frames} frames, a window needs {span}; "
                                 "lower data.frames or data.stride")  # fmt: skip
             starts = np.arange(0, header.frames - span + 1, step)
-            ids = np.arange(first, first + header.trajectories)
-            out.append(np.stack(np.meshgrid(ids, starts, indexing="ij"), -1).reshape(-1, 2))
-        return np.concatenate(out).astype(np.int64)
+            out.append(np.stack([np.full_like(starts, trajectory), starts], 1))
+        return np.concatenate(out)
 
     def read(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from timm.layers.mlp import Mlp
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from physrep.distributed import share, world
-from physrep.encoders.base import Encoder
+from physrep.encoders.base import Encoder, through
 from physrep.errors import UserError
 from physrep.pretrained import State, load_pretrained
 
@@ -29,7 +30,8 @@ class AViT(Encoder):
 
     `labels` gives the slot of each channel among `states` fields, by default 0..C-1. Published weights know 0 water
     height, 1-3 velocity x, y and particles, 4-5 activator and inhibitor, 6-9 velocity x, y, density and pressure;
-    slots 10 and 11 are untrained. `drop_path` acts where an objective hands a generator to `stack`.
+    slots 10 and 11 are untrained. `drop_path` acts where an objective hands a generator to `stack`. The first
+    `recompute` blocks keep less memory and take longer.
 
     State dict: the published names `space_bag`, `embed.in_proj`, `blocks.i.{temporal,spatial}`, 35 tensors a block; the
     names inside a block follow common usage and were not compared with a published file. Biases of the norms that do
@@ -38,6 +40,7 @@ class AViT(Encoder):
     """
 
     keeps_scale = False
+    layers: ClassVar[tuple[str, int]] = ("blocks", 2)
 
     def __init__(
         self,
@@ -51,11 +54,13 @@ class AViT(Encoder):
         states: int = 12,
         scale: float = 1e-6,
         drop_path: float = 0.2,
+        recompute: int = 0,
         weights: str | None = None,
     ) -> None:
         super().__init__()
         if width % heads or width % 4:
             raise UserError(f"encoder.width: {width} must be a multiple of 4 and of encoder.heads={heads}; change one")
+        self.recompute = recompute
         self.width, self.stem, self.patch, self.periodic = width, list(stem), math.prod(stem), list(periodic)
         self.states = max(states, channels) if labels is None else states
         self.labels: Tensor
@@ -87,11 +92,12 @@ class AViT(Encoder):
                             f"{self.patch} cells; change data.crop, data.cut, data.size or encoder.stem")  # fmt: skip
         maps = self.embed(x.transpose(1, 2).flatten(0, 1), *self.space_bag(self.labels))
         y: Tensor = maps.unflatten(0, (x.shape[0], x.shape[2]))
-        for block, rate in zip(self.blocks, self.rates, strict=True):
+        for i, (block, rate) in enumerate(zip(self.blocks, self.rates, strict=True)):
             keep = torch.ones(len(x) * world(), 3)
             if generator is not None:
                 keep.bernoulli_(1 - rate, generator=generator).div_(1 - rate)
-            y = block(y, share(keep).T[..., None, None, None, None].to(y))
+            dropped = share(keep).T[..., None, None, None, None].to(y)
+            y = through(block, y, dropped, recompute=i < self.recompute)
         return y.transpose(1, 2)
 
 

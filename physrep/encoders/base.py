@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class Encoder(nn.Module):
     """Maps a clip [B, C, T, H, W] to a feature map [B, D, t, h, w]; `width` is D."""
 
     width: int
+    layers: ClassVar[tuple[str, int]]
+    """the module list that a clip passes through, and the axis of the channels in its members' output"""
     keeps_scale: bool = True
     """False of an encoder that normalises each clip: the fields' own scale cannot be decoded from its features"""
 
     def forward(self, clip: Tensor) -> Tensor:
         """Return the feature map [B, D, t, h, w] of a clip [B, C, T, H, W]."""
         raise NotImplementedError
+
+
+def through(module: Callable[..., Tensor], *inputs: Tensor, recompute: bool) -> Tensor:
+    """Apply a module; to `recompute` keeps what enters it alone, and computes it again in the backward pass."""
+    if recompute and torch.is_grad_enabled():
+        y: Tensor = checkpoint(module, *inputs, use_reentrant=False)
+        return y
+    return module(*inputs)
 
 
 def tokens(features: Tensor) -> Tensor:

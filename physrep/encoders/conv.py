@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from physrep.encoders.base import Encoder
+from physrep.encoders.base import Encoder, through
 from physrep.encoders.depthwise import depthwise_conv
 from physrep.encoders.pointwise import mix_channels
 from physrep.errors import UserError
@@ -52,8 +54,11 @@ class ConvEncoder(Encoder):
 
     clip [B, C, T, H, W] -> [B, D, t, h, w] with D the last width; `strides` are those of the stem and of each
     transition, as (time, height, width); a stage whose kernel has two axes works frame by frame, as the paper's last.
+    The first `recompute` stages keep less memory and take longer.
     Raises UserError for a clip that the strides do not divide.
     """
+
+    layers: ClassVar[tuple[str, int]] = ("stages", 1)
 
     def __init__(
         self,
@@ -64,8 +69,10 @@ class ConvEncoder(Encoder):
         strides: Sequence[Sequence[int]] = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2)),
         kernels: Sequence[Sequence[int]] = ((7, 7, 7), (7, 7, 7), (7, 7, 7), (7, 7, 7), (7, 7)),
         scale: float = 1e-6,
+        recompute: int = 0,
     ) -> None:
         super().__init__()
+        self.recompute = recompute
         sizes = {"widths": len(widths), "depths": len(depths), "strides": len(strides), "kernels": len(kernels)}
         if len(set(sizes.values())) > 1:
             said = ", ".join(f"{n} {name}" for name, n in sizes.items())
@@ -90,9 +97,9 @@ class ConvEncoder(Encoder):
             raise UserError(f"encoder: strides {self.total} do not divide a clip of {list(clip.shape[2:])} "
                             "(T, H, W); change data.frames, data.crop, data.size or encoder.strides")  # fmt: skip
         x: Tensor = clip.contiguous(memory_format=torch.channels_last_3d)
-        for down, stage, flat in zip([self.stem, *self.down], self.stages, self.flat, strict=True):
+        for i, (down, stage, flat) in enumerate(zip([self.stem, *self.down], self.stages, self.flat, strict=True)):
             x = down(x)
-            x = frame_by_frame(stage, x) if flat else stage(x)
+            x = through(partial(frame_by_frame, stage) if flat else stage, x, recompute=i < self.recompute)
         return x
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from physrep.encoders.base import Encoder
+from physrep.encoders.base import Encoder, through
 from physrep.errors import UserError
 from physrep.pretrained import Channels, State, load_pretrained, videomae
 
@@ -26,10 +26,13 @@ class VisionTransformer(Encoder):
     defaults are ViT-S/16 (21.9 M weights at 3 channels). Linear layers start Xavier uniform, as VideoMAE's (Tong et
     al. 2022). A masked objective calls `visible` or, for tokens of its own between, `embed` and `attend`. Positions are
     absolute: on a grid larger than that of training some were never seen, so train on what is probed (data.cut=null).
+    The first `recompute` blocks keep less memory and take longer.
 
     `weights` is a file of VideoMAE's, of its authors or of Hugging Face, or a run's last.ckpt; `weights_channels` says
     what becomes of a patch embedding of other channels. VideoMAE's know `positions=sinusoid`; `heads` is not in a file.
     """
+
+    layers: ClassVar[tuple[str, int]] = ("blocks", -1)
 
     def __init__(
         self,
@@ -41,10 +44,12 @@ class VisionTransformer(Encoder):
         tubelet: int = 2,
         positions: Positions = "sincos3d",
         drop_path: float = 0.0,
+        recompute: int = 0,
         weights: str | None = None,
         weights_channels: Channels = "error",
     ) -> None:
         super().__init__()
+        self.recompute = recompute
         h, w = (patch, patch) if isinstance(patch, int) else patch
         self.width, self.heads, self.cell, self.positions = width, heads, (tubelet, h, w), positions
         self.patch = nn.Conv3d(channels, width, self.cell, self.cell)
@@ -75,8 +80,8 @@ class VisionTransformer(Encoder):
 
     def attend(self, tokens: Tensor) -> Tensor:
         """Return tokens [B, M, D] after all blocks and the final norm; in any order and number."""
-        for block in self.blocks:
-            tokens = block(tokens)
+        for i, block in enumerate(self.blocks):
+            tokens = through(block, tokens, recompute=i < self.recompute)
         normed: Tensor = self.norm(tokens)
         return normed
 

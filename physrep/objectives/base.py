@@ -26,6 +26,8 @@ class Objective(LightningModule):
 
     clips: ClassVar[Clips] = "one"
     trains: ClassVar[bool] = True
+    told: ClassVar[bool] = False
+    """whether `losses` reads the physical parameters"""
 
     def __init__(
         self,

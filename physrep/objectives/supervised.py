@@ -16,11 +16,12 @@ from physrep.probes.heads import AttentiveHead
 class Supervised(Objective):
     """Regress the standardised parameters of the physics, encoder and attentive probe's head end to end.
 
-    A control and no pretraining: the only objective that reads `theta`. Probes are given the encoder's tokens, without
-    the head. Raises UserError where the data name no parameter.
+    A control and no pretraining: the only objective that reads `theta`, of `data.labels` of the trajectories. Probes
+    are given the encoder's tokens, without the head. Raises UserError where the data name no parameter.
     """
 
     clips: ClassVar[Clips] = "one"
+    told: ClassVar[bool] = True
 
     def __init__(self, encoder: Encoder, parameters: int, **plan: Any) -> None:
         super().__init__(encoder, **plan)

@@ -78,6 +78,7 @@ class Model(LightningModule):
     """A copy of a run's objective with a head on its tokens; keeps the weights of least MSE on valid."""
 
     clips: ClassVar[Clips] = "one"
+    told: ClassVar[bool] = True
 
     def __init__(self, frozen: Frozen, outputs: int, plan: dict[str, float], warmup: int) -> None:
         super().__init__()

@@ -21,12 +21,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from physrep.config import build
+from physrep.data.splits import SPLITS
 from physrep.data.well import write
 from physrep.errors import UserError, did_you_mean
 from physrep.files import amount, free_bytes, read_yaml, write_text
 from physrep.progress import track
 
-SPLITS = ("train", "valid", "test")
 MANIFEST = "simulation.yaml"
 PROCESS = 650_000_000  # bytes of a process with torch, before it simulates
 
