@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install data verify show demo test test-fast test-slurm lint types check bench dashboard clean
+.PHONY: help install data verify show demo benchmark test test-fast test-slurm lint types check bench dashboard clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -40,6 +40,17 @@ demo: $(READY) ## from nothing to a table: simulate, pretrain, probe, report (ab
 	$(PY) -m physrep.fit experiment=demo objective=views
 	$(PY) -m physrep.probe experiment=demo
 	$(PY) -m physrep.report experiment=demo
+
+EXPERIMENT ?= small
+SMALL_small := shear_flow rayleigh_benard active_matter gray_scott  # what an experiment's sets are simulated from
+SMALL_label_efficiency := shear_flow
+SMALL_ablations := shear_flow
+SMALL_failures := shear_flow
+
+benchmark: $(READY) ## runs, probes and report of EXPERIMENT=small (2 hours on two cores) or another; goes on where it was
+	$(foreach system,$(SMALL_$(EXPERIMENT)),$(PY) -m physrep.simulate system=$(system) preset=small &&) true
+	$(PY) -m physrep.sweep experiment=$(EXPERIMENT); status=$$?; \
+		$(PY) -m physrep.report experiment=$(EXPERIMENT) && exit $$status
 
 test: $(READY) ## all tests, in two processes
 	$(PY) -m pytest -n 2 --dist loadfile

@@ -7,6 +7,7 @@ with `_target_` takes is read from the target's source without importing it: a m
 
 from __future__ import annotations
 
+import copy
 import difflib
 import functools
 import hashlib
@@ -31,6 +32,7 @@ Key = tuple[str, ...]
 RESERVED = {"_target_", "_partial_"}
 NOT_RUNS = {  # keys that change no weight of a run
     "runs", "run", "experiment", "dry_run", "allow", "choices", "probe", "controls", "sweep",
+    "labels", "layers", "encoder.recompute",
     "checkpoint_every", "keep",
     "data.root", "data.num_workers", "data.eval_step",
 }  # fmt: skip
@@ -171,10 +173,16 @@ def _base(name: str) -> Layer:
 
 def _read(file: Path) -> Layer:
     where = f"{file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file}: "
+    return Layer(where, copy.deepcopy(_load(file, file.stat().st_mtime_ns, where)))
+
+
+@functools.cache  # a sweep reads the same files for every run
+def _load(file: Path, written: int, where: str) -> dict[str, Any]:
     content = _told(where, OmegaConf.load, file)
     if not isinstance(content, DictConfig):
         raise UserError(f"{where}expected a mapping of keys to values")
-    return Layer(where, _plain(content))
+    loaded: dict[str, Any] = _plain(content)
+    return loaded
 
 
 def _told(where: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -277,14 +285,19 @@ def run_name(cfg: DictConfig, base: str = "config") -> str:
     """Name a run by its choices, its seed and what else the command line changed, in characters safe for a folder."""
     if cfg.get("run"):
         return str(cfg.run)
+    names = [cfg.choices[group] for group in ("data", "objective", "encoder") if cfg.choices.get(group)]
+    suffix = [_safe(change) for change in changes(cfg, base).values()]
+    suffix = suffix if len("".join(suffix)) + len(suffix) <= 80 else [config_hash(cfg)]
+    return "-".join([*map(_safe, names), f"seed{cfg.seed}", *suffix])
+
+
+def changes(cfg: DictConfig, base: str = "config") -> dict[str, str]:
+    """Return what shapes a run beside its choices, experiment and seed: `noise=0.3` by key, as short as it is clear."""
     given = {**cfg.choices, **{key: cfg[key] for key in ("experiment", "preset", "seed", "allow") if key in cfg}}
     usual = compose([f"{key}={_show(_plain(value))}" for key, value in given.items()], base)
     before, after = (dict(_leaves(_plain(each))) for each in (usual, cfg))
     changed = [key for key in sorted(after) if _shapes(key) and before.get(key, ...) != after[key]]
-    names = [cfg.choices[group] for group in ("data", "objective", "encoder") if cfg.choices.get(group)]
-    suffix = [_safe(f"{_short(key, after)}={_show(after[key])}") for key in changed]
-    suffix = suffix if len("".join(suffix)) + len(suffix) <= 80 else [config_hash(cfg)]
-    return "-".join([*map(_safe, names), f"seed{cfg.seed}", *suffix])
+    return {_dotted(key): f"{_short(key, after)}={_show(after[key])}" for key in changed}
 
 
 def _safe(text: str) -> str:

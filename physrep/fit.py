@@ -11,18 +11,19 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from physrep import errors
+from physrep import errors, memory
 from physrep.config import build, cli, config_hash
 from physrep.errors import UserError
 
 if TYPE_CHECKING:
     from physrep.callbacks.checkpoints import Checkpoints
+    from physrep.callbacks.signals import Signals
     from physrep.data.module import WellDataModule
     from physrep.objectives.base import Objective
 
@@ -45,7 +46,7 @@ def assemble(cfg: DictConfig) -> tuple[WellDataModule, Objective]:
     data: WellDataModule = build(cfg.data, seed=cfg.seed)
     torch.manual_seed(cfg.seed)
     objective = build_objective(cfg, data.meta())
-    objective.config, data.clips = config_hash(cfg), objective.clips
+    objective.config, data.clips, data.told = config_hash(cfg), objective.clips, objective.told
     data.setup("fit")
     if len(data.dims) != 2:
         raise UserError(f"data.crop: clips of {data.name} have the axes {', '.join(data.dims)} and encoders take two; "
@@ -62,28 +63,37 @@ def fit(cfg: DictConfig) -> Path:
 
     Every rank calls it, and the first writes. A signal that asks to stop ends the process: see docs/training.md.
     """
+    from physrep.callbacks.signals import Signals
+    from physrep.run import run_folder
+
+    memory.keep()
+    with Signals() as signals:
+        folder = run_folder(cfg)
+        if not (folder / "summary.json").exists():
+            conduct(cfg, folder, signals)
+        elif errors.leads():
+            print(f"{folder}: done already")
+    return folder
+
+
+def conduct(cfg: DictConfig, folder: Path, signals: Signals) -> None:
+    """Assemble a run, train it and sum it up, in its folder."""
     import logging
     import warnings
 
     from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
     from physrep.callbacks.checkpoints import Checkpoints
-    from physrep.callbacks.signals import Signals
     from physrep.files import write_text
-    from physrep.run import record_provenance, resume_point, run_folder
+    from physrep.run import record_provenance, resume_point
 
-    folder = run_folder(cfg)
-    if (folder / "summary.json").exists():
-        if errors.leads():
-            print(f"{folder}: done already")
-        return folder
     data, objective = assemble(cfg)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")
     warnings.filterwarnings("ignore", "Grad strides do not match")  # of DDP, which copies such gradients
     start, step = resume_point(folder, cfg)
-    checkpoints = Checkpoints(folder / "checkpoints", cfg.checkpoint_every, cfg.keep, Signals())
+    checkpoints = Checkpoints(folder / "checkpoints", cfg.checkpoint_every, cfg.keep, signals)
     trainer = make_trainer(cfg, folder, data, step, checkpoints)
     data.trainer = trainer
     data.setup("fit")  # again, as one of its ranks
@@ -92,6 +102,7 @@ def fit(cfg: DictConfig) -> Path:
     if trainer.local_rank and isinstance(trainer.strategy.cluster_environment, LightningEnvironment):
         die_with_parent()
     scale = scale_of(trainer, data)
+    signals.at_once = False  # from here on there is something to end well
     if trainer.is_global_zero:
         write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         record_provenance(folder, data.fingerprint, step, scale)
@@ -102,15 +113,14 @@ def fit(cfg: DictConfig) -> Path:
               f"accumulated), {scale['steps_an_epoch']} steps an epoch, {scale['precision']}",
               file=sys.stderr)  # fmt: skip
     began = time.monotonic()
-    with checkpoints.signals:
-        train(trainer, checkpoints, objective, data, start)
+    train(trainer, checkpoints, objective, data, start)
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if math.isfinite(v) and k != "step"}
     if trainer.is_global_zero:
-        write_text(folder / "summary.json", json.dumps({"step": trainer.global_step, "metrics": metrics}, indent=1))
+        summary = {"step": trainer.global_step, "metrics": metrics, "cost": cost(trainer, objective, scale)}
+        write_text(folder / "summary.json", json.dumps(summary, indent=1))
         shown = [k for k in metrics if k in {"valid/loss", "probe/mse", "rank/effective"}]
         said = ", ".join(f"{k} {metrics[k]:.3g}" for k in shown)
         print(f"{folder}: {trainer.global_step} steps in {time.monotonic() - began:.0f} s; {said}")
-    return folder
 
 
 def train(
@@ -156,6 +166,7 @@ def make_trainer(cfg: DictConfig, folder: Path, data: WellDataModule, step: int,
     """
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
     from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+    from lightning.pytorch.callbacks import Timer
     from lightning.pytorch.loggers import TensorBoardLogger
 
     from physrep.callbacks.online_probe import OnlineProbe
@@ -165,7 +176,7 @@ def make_trainer(cfg: DictConfig, folder: Path, data: WellDataModule, step: int,
     slurm, torchrun = SLURMEnvironment.detect(), TorchElasticEnvironment.detect()
     trainer = build(
         cfg.trainer,
-        callbacks=[checkpoints, OnlineProbe(list(data.scales), data.frames), LearningRates(), progress()],
+        callbacks=[checkpoints, OnlineProbe(list(data.scales), data.frames), LearningRates(), Timer(), progress()],
         logger=[
             TensorBoardLogger(folder, name="", version="tb", purge_step=step),
             MetricsCsv(folder / "metrics.csv", step),
@@ -204,6 +215,19 @@ def scale_of(trainer: Any, data: WellDataModule) -> dict[str, Any]:
         "steps_an_epoch": len(data.windows("train")) // step,
         "precision": trainer.precision,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    }
+
+
+def cost(trainer: Any, objective: Objective, scale: Mapping[str, Any]) -> dict[str, Any]:
+    """Say what a run took, over all of its starts: the encoder's weights, windows seen, seconds, on what."""
+    from lightning.pytorch.callbacks import Timer
+
+    (timer,) = (callback for callback in trainer.callbacks if isinstance(callback, Timer))
+    return {
+        "weights": sum(w.numel() for w in objective.encoder.parameters()),
+        "windows": trainer.global_step * scale["global_batch"],
+        "seconds": round(timer.time_elapsed(), 1),
+        "device": f"{scale['ranks']} x {scale['device']}",
     }
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from physrep.data.transforms import normalise, resize
+from physrep.data.transforms import by_clip, normalise, resize
+from physrep.encoders.base import Encoder
 from physrep.errors import UserError
 from physrep.objectives.base import Objective
 
@@ -17,7 +18,8 @@ class Frozen(nn.Module):
     """An objective's `encode`, without gradients, behind the training split's normaliser.
 
     `meta` holds channels, mean, std (of the fields, [C]), frames, grid (cells of a clip before resizing), size (after
-    it, or None), targets, theta_mean, theta_std, the fingerprint of the data and the hash of the run's config.
+    it, or None), normalise (train or clip), targets, theta_mean, theta_std, the fingerprint of the data and the hash of
+    the run's config.
     """
 
     def __init__(self, objective: Objective, meta: dict[str, Any], step: int) -> None:
@@ -45,7 +47,38 @@ class Frozen(nn.Module):
         if self.meta["size"]:
             scales = [s / g for s, g in zip(self.meta["size"], self.meta["grid"], strict=True)]
             clip = resize(clip, [round(n * s) for n, s in zip(clip.shape[3:], scales, strict=True)])
+        if self.meta["normalise"] == "clip":
+            clip = by_clip(clip, clip.shape[2])
         return self.objective.encode(clip)
+
+    def layers(self) -> list[str]:
+        """Return the names of the encoder's layers, from 1."""
+        return [str(i) for i in range(1, 1 + len(self._members(self.objective.encoder)))]
+
+    @torch.no_grad()
+    def encode_layer(self, clip: Tensor, layer: str) -> Tensor:
+        """Return mean and standard deviation of a layer's output over space and time, as a token [B, 1, 2 D].
+
+        The clip [B, C, T, H, W] is one that a data module has prepared.
+        """
+        seen: list[Tensor] = []
+        hooks = []
+        for encoder in (m for m in self.objective.modules() if isinstance(m, Encoder)):
+            module, axis = self._members(encoder)[int(layer) - 1], encoder.layers[1]
+            hooks.append(module.register_forward_hook(lambda _, x, y, axis=axis: seen.append(y.movedim(axis, -1))))
+        try:
+            self.objective.encode(clip)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        (found,) = seen
+        rows = found.reshape(len(clip), -1, found.shape[-1]).float()
+        return torch.cat([rows.mean(1), rows.std(1, correction=0)], 1).unsqueeze(1)
+
+    @staticmethod
+    def _members(encoder: Encoder) -> nn.ModuleList:
+        members: nn.ModuleList = getattr(encoder, encoder.layers[0])
+        return members
 
     def digest(self) -> str:
         """Return a digest of weights and normaliser, for the embedding cache's key."""

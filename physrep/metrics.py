@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
@@ -15,7 +17,7 @@ from physrep.results import Row, inverse
 
 Array = NDArray[np.float64]
 By = Literal["window", "trajectory"]
-METRICS = ("mse", "r2", "mae")
+BOUNDS = {"mse": (0.0, np.inf), "r2": (-np.inf, 1.0), "mae": (0.0, np.inf)}  # what a metric can be
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,10 @@ def scores(found: Errors, counts: Array) -> dict[str, Array]:
 
 
 def draw(n: int, resamples: int, seed: int = 0) -> Array:
-    """Return how often each of n things is drawn, [1 + resamples, n]: once each, then bootstrap samples.
+    """Return how often each of n trajectories is drawn, [1 + resamples, n]: once each, then bootstrap samples.
 
-    A sample is n - 1 draws with replacement, so that the variance of a mean is unbiased also for few seeds or
-    trajectories (McCarthy and Snowden 1985; Rao and Wu 1988).
+    A sample is n - 1 draws with replacement, so that the variance of a mean is unbiased also for few (McCarthy and
+    Snowden 1985; Rao and Wu 1988).
     """
     size = max(n - 1, 1)
     drawn = np.random.default_rng([seed, n]).integers(n, size=(resamples, size))
@@ -87,31 +89,57 @@ def draw(n: int, resamples: int, seed: int = 0) -> Array:
     return np.concatenate([np.ones((1, n)), counts])
 
 
-def bootstrap(found: Errors, counts: Array, seed: int = 0) -> dict[str, Array]:
-    """Return mse, r2 and mae, [1 + R] each: the mean over seeds, then the same of samples of seeds and trajectories.
+def interval(*groups: Array, n: int, within: tuple[float, float] = (-np.inf, np.inf), level: float = 0.95) -> Interval:
+    """Return the sum of the groups' means over seeds with its interval over seeds and trajectories, cut to `within`.
 
-    `counts` is draw(N, R). All cells of a table share it, and cells with equally many seeds share the seeds' draws, so
-    samples may be averaged over parameters and subtracted between objectives (paired) one by one.
+    A group [S, 1 + R] holds scores of S seeds of its own: of the sample, then of draw(n, R) of the n trajectories that
+    all groups share. Two distances from the value are added in quadrature (MOVER: Zou and Donner 2008). Of
+    trajectories: to the percentiles, which are skewed as errors are. Of seeds: their standard error, less what
+    n trajectories explain of it, times Student's t at Satterthwaite's (1946) degrees of freedom, S - 1 for one group;
+    one seed has none, and the interval is of trajectories alone.
     """
-    seeds = draw(len(found.weight), len(counts) - 1, seed + 1)
-    return {name: (seeds.T * score).sum(0) / seeds.sum(1) for name, score in scores(found, counts).items()}
-
-
-def interval(samples: Array, level: float = 0.95) -> Interval:
-    """Return the first sample and the percentiles of the others, of those that are defined."""
-    value, others = float(samples[0]), samples[1:][np.isfinite(samples[1:])]
-    if not np.isfinite(value) or not len(others):
+    value = float(sum(group[:, 0].mean() for group in groups))
+    defined = np.isfinite(sum(group.sum(0) for group in groups))
+    if not defined[0] or not defined[1:].any():
         return Interval(value, np.nan, np.nan)
-    low, high = np.quantile(others, [(1 - level) / 2, (1 + level) / 2])
+    drawn = [group[:, 1:][:, defined[1:]] for group in groups]
+    normal = NormalDist().inv_cdf((1 + level) / 2)
+    ends = np.quantile(np.sum([of.mean(0) for of in drawn], axis=0), [(1 - level) / 2, (1 + level) / 2])
+    reach = np.maximum([value - ends[0], ends[1] - value], 0) * student(n - 1, level) / normal
+    variances, freedom = [0.0], [1]
+    for group, of in zip(groups, drawn, strict=True):
+        if (seeds := len(group)) > 1:
+            explained = (of - of.mean(0)).var(1).sum() / (seeds - 1)
+            variances.append(max(group[:, 0].var(ddof=1) - explained, 0.0) / seeds)
+            freedom.append(seeds - 1)
+    if total := sum(variances):
+        df = total**2 / sum(variance**2 / df for variance, df in zip(variances, freedom, strict=True))
+        reach = np.hypot(reach, student(df, level) * np.sqrt(total))
+    low, high = np.clip([value - reach[0], value + reach[1]], *within)
     return Interval(value, float(low), float(high))
 
 
-def paired(a: Sequence[Errors], b: Sequence[Errors], counts: Array, seed: int = 0) -> Array:
-    """Return samples [1 + R] of mse of a minus mse of b, each averaged over its parameters, on shared trajectories."""
+@cache
+def student(freedom: float, level: float = 0.95) -> float:
+    """Return t that Student's distribution exceeds on either side with probability (1 - level) / 2.
+
+    With t = sqrt(df) tan(a), the density of the angle a is cos(a)^(df - 1): its integral is inverted on a grid.
+    """
+    df = min(max(freedom, 1.0), 1e5)
+    angle = np.linspace(0, min(np.pi / 2, 12 / np.sqrt(df)), 5001)
+    density = np.cos(angle) ** (df - 1)
+    below = np.concatenate([[0], (density[1:] + density[:-1]).cumsum()])
+    return float(np.sqrt(df) * np.tan(np.interp(level, below / below[-1], angle)))
+
+
+def paired(a: Sequence[Errors], b: Sequence[Errors], counts: Array) -> Interval:
+    """Return mse of a minus mse of b, each averaged over its parameters, on the trajectories that all of them have.
+
+    The same draws serve both sides, whose seeds are not taken for pairs.
+    """
     shared = np.prod([(found.weight > 0).all(0) for found in (*a, *b)], axis=0)
-    one, two = ([bootstrap(found, counts * shared, seed)["mse"] for found in cell] for cell in (a, b))
-    difference: Array = np.mean(one, axis=0) - np.mean(two, axis=0)
-    return difference
+    one, two = (np.mean([scores(found, counts * shared)["mse"] for found in cell], axis=0) for cell in (a, b))
+    return interval(one, -two, n=int(shared.sum()))
 
 
 def effective_rank(x: Tensor) -> Tensor:

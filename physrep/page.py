@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from physrep.tables import Grid, Section, best, grids, order, title
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto; padding: 0 1.5rem; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 96rem; margin: 2rem auto; padding: 0 1.5rem; }
 h1 { font-size: 1.6rem; }
 h2 { font-size: 1.25rem; margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: 1rem; }
 .wide { overflow-x: auto; } img { max-width: 100%; height: auto; background: white; }
@@ -22,8 +22,8 @@ table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabu
 th, td { padding: .2rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th.l, td.l { text-align: left; } thead th { border-bottom-width: 2px; vertical-align: bottom; }
 tbody tr:hover { background: var(--soft); } td small { opacity: .65; } td.best { font-weight: 700; }
-caption { text-align: left; font-weight: 600; padding: .3rem 0; }
-summary { cursor: pointer; font-weight: 600; margin: .6rem 0; }
+th[colspan] { text-align: center; border-left: 1px solid var(--line); }
+summary { cursor: pointer; font-weight: 600; margin: .6rem 0; } h2 ~ p { font-weight: 600; }
 li.warning { font-weight: 600; } code { font-size: .85em; }
 """
 
@@ -35,16 +35,22 @@ class Picture(NamedTuple):
     png: bytes
 
 
-def page(name: str, sections: Sequence[Section], pictures: Sequence[Sequence[Picture]]) -> str:
-    """Return the page of an experiment, with the pictures of each section inside it."""
+def page(
+    name: str, sections: Sequence[Section], pictures: Sequence[Sequence[Picture]], missing: Sequence[str] = ()
+) -> str:
+    """Return the page of an experiment, what is missing first, with the pictures of each section inside it."""
     names = [escape(title(section, sections)) for section in sections]
     contents = "".join(f'<li><a href="#s{i}">{said}</a></li>' for i, said in enumerate(names))
-    parts = [f"<h1>physrep: {escape(name)}</h1>", f"<ul>{contents}</ul>" if len(sections) > 1 else ""]
+    parts = [f"<h1>physrep: {escape(name)}</h1>", _list(missing) if missing else ""]
+    parts.append(f"<ul>{contents}</ul>" if len(sections) > 1 else "")
     for i, (section, said, shown) in enumerate(zip(sections, names, pictures, strict=True)):
-        first, *others = grids(section)
-        parts += [f'<h2 id="s{i}">{said}</h2>', _table(first), *map(_picture, shown)]
-        parts += [_details(grid.title, _table(grid)) for grid in others]
-        parts.append(_details("Protocol", "".join(_notes(section)), opened=True))
+        made = grids(section)
+        warnings = [note for note in section.notes if note.startswith("Warning")]
+        parts += [f'<h2 id="s{i}">{said}</h2>', _list(warnings) if warnings else ""]
+        parts += [f"<p>{escape(grid.title)}</p>{_table(grid)}" for grid in made[:1]]
+        parts += map(_picture, shown)
+        parts += [_details(grid.title, _table(grid)) for grid in made[1:]]
+        parts.append(_details("Protocol", _list(note for note in section.notes if note not in warnings), opened=True))
         parts.append(_details("Where each number is from", _provenance(section.rows)))
     body = "\n".join(filter(None, parts))
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(name)}</title>'
@@ -77,22 +83,20 @@ def _table(grid: Grid) -> str:
             line += f"<td{mark}>{escape(value)} <small>{escape(interval)}</small></td>"
         lines.append(f"<tr>{line}</tr>")
     head = f"<thead><tr>{above}</tr><tr>{below}</tr></thead>"
-    return _wide(f"<caption>{escape(grid.title)}</caption>{head}<tbody>{''.join(lines)}</tbody>")
+    return _wide(f"{head}<tbody>{''.join(lines)}</tbody>")
 
 
-def _notes(section: Section) -> Iterator[str]:
-    yield "<ul>"
-    for note in section.notes:
-        yield f"<li{' class=warning' if note.startswith('Warning') else ''}>{escape(note)}</li>"
-    yield "</ul>"
+def _list(notes: Iterable[str]) -> str:
+    marks = ((" class=warning" if note.startswith(("Warning", "Missing", "Failed")) else "", note) for note in notes)
+    return f"<ul>{''.join(f'<li{mark}>{escape(note)}</li>' for mark, note in marks)}</ul>"
 
 
 def _provenance(rows: Sequence[Row]) -> str:
-    names = ["objective", "encoder", "probe", "seed", "parameter", "value"]
+    names = ["objective", "encoder", "probe", "seed", "labels", "layer", "parameter", "value"]
     names += ["run", "step", "config", "commit", "chosen", "key"]
     head = "".join(f'<th class="l">{name}</th>' for name in names)
     lines = []
-    for row in sorted(rows, key=lambda row: (order(row.objective), row.encoder, row.probe, row.seed, row.parameter)):
+    for row in sorted(rows, key=lambda row: (order(row.objective), *(getattr(row, name) for name in names[1:7]))):
         said = {name: getattr(row, name) for name in names}
         said |= {"value": f"{row.value:.4g}", "chosen": ", ".join(f"{k} {v}" for k, v in row.chosen.items())}
         lines.append("<tr>" + "".join(f'<td class="l">{escape(str(said[name]))}</td>' for name in names) + "</tr>")

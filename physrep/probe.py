@@ -2,26 +2,30 @@
 
 Probes the run of run=FOLDER, or all finished runs of the experiment, and the experiment's controls. Probes are fitted
 on train, everything is chosen on valid, test is scored once. Rows go to results.jsonl; what is there is skipped.
+labels=[0.01,0.1,1] tells probes the parameters of so many of the trajectories, layers=all probes every layer, too.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from physrep import errors
-from physrep.config import build, cli, config_hash
+from physrep import errors, memory
+from physrep.config import build, changes, cli, config_hash
 from physrep.errors import UserError
 
 if TYPE_CHECKING:
     from physrep.data.module import WellDataModule
     from physrep.probes.embed import Source
+    from physrep.probes.features import Features
 
 CONTROLS = ("mean", "statistics")
 
@@ -30,12 +34,15 @@ def main(argv: Sequence[str]) -> None:
     """Run `python -m physrep.probe`."""
     cfg = cli(argv, base="config", doc=__doc__)
     unknown = [c for c in cfg.controls if c not in CONTROLS]
+    if wrong := [share for share in cfg.labels if not 0 < share <= 1]:
+        raise UserError(f"labels: {wrong[0]} is no share of the trajectories; give more than 0 and at most 1")
     if unknown:
         raise UserError(f"controls: no such control {unknown[0]!r}{errors.did_you_mean(unknown[0], CONTROLS)}")
+    memory.keep()
     folder = Path(cfg.run).parent if cfg.run else Path(cfg.runs) / cfg.experiment
-    changes = [a.partition("=")[0] for a in argv if a.startswith("data.")]
+    told = [a.partition("=")[0] for a in argv if a.startswith("data.")]
     results, made = folder / "results.jsonl", 0
-    for subject in subjects(cfg, folder, changes):
+    for subject in subjects(cfg, folder, told):
         made += score(subject, cfg, results)
     print(f"{results}: {made} rows added" if made else f"{results}: complete already")
 
@@ -49,20 +56,27 @@ class Subject:
     cfg: DictConfig
     run: str = ""
     step: int = 0
+    cost: dict[str, Any] = field(default_factory=dict)
+    variant: str = ""
+    shares: tuple[float, ...] = ()  # of labels, where the run has been told them: no others make sense
 
 
-def subjects(cfg: DictConfig, folder: Path, changes: Sequence[str]) -> Iterator[Subject]:
+def subjects(cfg: DictConfig, folder: Path, told: Sequence[str]) -> Iterator[Subject]:
     """Yield the controls and the runs: that of the config or the finished ones in the experiment's folder.
 
     Controls are made for the data of every run, or of the config where there is no run. What the
-    command line says of the data (`changes`) holds for all of them.
+    command line says of the data (`told`) holds for all of them.
     """
     from physrep.run import read_config
 
     held = {}
     for run in [Path(cfg.run)] if cfg.run else sorted(p.parent for p in folder.glob("*/config.yaml")):
         config = read_config(run, cfg.allow)
-        for key in changes:
+        split = config.data.get("split", "well")
+        if "data.split" in told and split != cfg.data.split:
+            raise UserError(f"data.split: {run} was trained with {split} and has seen what {cfg.data.split} tests on; "
+                            f"train another with data.split={cfg.data.split}")  # fmt: skip
+        for key in told:
             OmegaConf.update(config, key, OmegaConf.select(cfg, key), force_add=True)
         if (run / "summary.json").exists():
             held[run] = config
@@ -100,51 +114,112 @@ def run_subject(run: Path, cfg: DictConfig, allow: Sequence[str]) -> Subject:
     mark = digest(frozen.digest(), source_code(frozen.objective, frozen.objective.encoder))
     encode = partial(frozen.encode, normalised=True)
     source = Source(cfg.choices.objective, cfg.choices.encoder, encode, mark, model=frozen)
-    return Subject(source, build(cfg.data, seed=cfg.seed), cfg, str(run), frozen.step)
+    cost = json.loads((run / "summary.json").read_text()).get("cost")
+    if cost is None:
+        raise UserError(f"{run}: older code has finished it, and did not note the cost; delete it and train it again")
+    shares = (float(cfg.data.get("labels", 1)),) if frozen.objective.told else ()
+    variant = ", ".join(said for key, said in changes(cfg).items() if key not in {"data.split", "data.labels"})
+    data = build(cfg.data, seed=cfg.seed)
+    return Subject(source, data, cfg, str(run), frozen.step, cost, variant, shares)
 
 
 def score(subject: Subject, asked: DictConfig, results: Path) -> int:
     """Fit every probe asked for on a subject that has no row yet, append the rows, and return how many."""
-    from physrep.probes.embed import embed, source_code
-    from physrep.results import append, make_rows, read
-    from physrep.run import commit, digest
-
     source, data, cfg = subject.source, subject.data, subject.cfg
     if not data.scales:
         raise UserError(f"data.targets: {data.name} names no parameter to estimate; give data.targets.NAME=log10")
     data.setup("probe")
-    known = {row.key for row in read(results)} if results.exists() else set()
-    protocol = [data.frames, data.stride, data.eval_step, data.crop, data.size, data.scales, data.statistics]
-    features: dict[str, Any] = {}
     made = 0
-    for name, node in ((str(n), node) for n, node in asked.probe.items()):
+    for share in subject.shares or asked.labels:
+        data.labels = share
+        made += _score(subject, asked.probe, asked.dry_run, results)
+    data.labels = cfg.data.get("labels", 1.0)
+    for layer in layers(source, asked.layers):
+        encode = partial(source.model.encode_layer, layer=layer) if source.model else source.encode
+        here = replace(source, encode=encode, digest=f"{source.digest} layer {layer}", layer=layer)
+        made += _score(replace(subject, source=here), asked.probe, asked.dry_run, results)
+    return made
+
+
+def layers(source: Source, asked: str | Sequence[int] | None) -> list[str]:
+    """Return the layers of a run's encoder that are asked for; UserError for one that it has not."""
+    if asked is None or source.model is None:
+        return []
+    found = source.model.layers()
+    wanted = found if asked == "all" else [str(layer) for layer in asked]
+    if wrong := [layer for layer in wanted if layer not in found]:
+        raise UserError(f"layers: {source.encoder} has layers 1 to {len(found)}, not {wrong[0]}; give some, or all")
+    return wanted
+
+
+def _score(subject: Subject, probes: DictConfig, dry_run: bool, results: Path) -> int:
+    from physrep.data.splits import SPLITS
+    from physrep.metrics import between_within, effective_rank
+    from physrep.probes.embed import embed, source_code
+    from physrep.probes.features import plane
+    from physrep.results import append, make_rows, read
+    from physrep.run import commit, digest
+
+    source, data, cfg = subject.source, subject.data, subject.cfg
+    known = {row.key for row in read(results)} if results.exists() else set()
+    protocol = [
+        data.split,
+        data.labels,
+        data.frames,
+        data.stride,
+        data.eval_step,
+        data.crop,
+        data.size,
+        data.normalise,
+        data.scales,
+    ]
+    said = " ".join(filter(None, [source.objective, source.layer and f"layer {source.layer}"]))
+    said += f", {100 * data.labels:g} % of labels" if data.labels < 1 else ""
+
+    @cache
+    def features(split: str) -> Features:
+        return embed(source, data, split, results.parent / "embeddings")
+
+    made = 0
+    for name, node in ((str(n), node) for n, node in probes.items()):
         probe = build(node)
-        of = [source.objective, source.digest, data.fingerprint, protocol, cfg.seed]
+        of = [source.objective, source.digest, data.fingerprint, protocol, data.statistics, cfg.seed]
         key = digest(of, name, OmegaConf.to_container(node), source_code(probe))
         if probe.needs == "clips" and source.model is None:
             print(f"{source.objective}: has no encoder to unfreeze, no {name}", file=sys.stderr)
             continue
-        done = all(f"{key}/{parameter}" in known for parameter in data.scales)
-        if asked.dry_run:
-            counts = ", ".join(f"{len(data.windows(s, data.eval_step))} {s}" for s in ("train", "valid", "test"))
-            print(f"{subject.run or source.objective}: {name} on {counts} windows, {'done' if done else 'to do'}")
-        if done or asked.dry_run:
+        if source.layer and probe.needs != "pooled":
             continue
-        print(f"{source.objective}: {name}", file=sys.stderr, flush=True)
+        done = all(f"{key}/{parameter}" in known for parameter in data.scales)
+        if dry_run:
+            counts = ", ".join(f"{len(data.windows(s, data.eval_step))} {s}" for s in SPLITS)
+            print(f"{subject.run or source.objective}: {name} on {counts} windows, {'done' if done else 'to do'}")
+        if done or dry_run:
+            continue
+        print(f"{said}: {name}", file=sys.stderr, flush=True)
+        data.sealed = True
+        where: dict[str, Any] = {"plane": None, "space": {}}
         if probe.needs == "clips":
             predictor = probe.fit(source.model, data)
+            data.sealed = False
             predicted, test = predictor.predict("test")
         else:
-            for split in ("train", "valid", "test") if not features else ():
-                features[split] = embed(source, data, split, results.parent / "embeddings")
-            predictor, test = probe.fit(features["train"], features["valid"]), features["test"]
+            predictor = probe.fit(*(features(split).of(data.labelled(split).tolist()) for split in SPLITS[:2]))
+            data.sealed = False
+            test = features("test")
             predicted = predictor(test)
+            spread = zip(("between", "within"), between_within(test.pooled, test.trajectory), strict=True)
+            space = {"rank": effective_rank(test.pooled), **dict(spread)}
+            where["space"] = {name: float(f"{x:.6g}") for name, x in space.items() if math.isfinite(x)}
+            where["plane"] = plane(features("train"), test)
         rows = make_rows(
             predicted, test.theta, test.trajectory,
             scales=data.scales,
             centers=data.statistics["theta_mean"], spreads=data.statistics["theta_std"],
-            data=data.name, objective=source.objective, encoder=source.encoder, probe=name, seed=cfg.seed,
-            split="test", run=subject.run, config=config_hash(cfg), commit=commit(), fingerprint=data.fingerprint,
+            data=data.name, objective=source.objective, encoder=source.encoder, variant=subject.variant,
+            probe=name, seed=cfg.seed,
+            splits=data.split, split="test", shared=data.shared, labels=float(data.labels), layer=source.layer, **where,
+            cost=subject.cost, run=subject.run, config=config_hash(cfg), commit=commit(), fingerprint=data.fingerprint,
             step=subject.step, chosen=predictor.chosen, key=key,
         )  # fmt: skip
         made += append(results, rows)

@@ -6,19 +6,24 @@ import csv
 import io
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 
-from physrep.tables import Cell, Grid, Section, best, grids, title
+from physrep.tables import COST, SPACE, Cell, Grid, Section, best, grids, title
 
 
 def show(cell: Cell | None) -> str:
-    """Print a cell: `0.231 [0.198, 0.270]`, three digits or decimals, `*` if a difference's interval excludes 0."""
+    """Print a cell: `0.231 [0.198, 0.270]`, three digits or decimals, `*` if a difference's interval excludes 0.
+
+    Weights, steps and windows are counted in full.
+    """
     if cell is None or math.isnan(cell.value):
         return "–"
+    if cell.metric in ("weights", "steps", "windows"):
+        return f"{cell.value:,.0f}"
     size = math.floor(math.log10(abs(cell.value))) if cell.value else 0
     signed = cell.metric == "r2" or cell.minus
-    decimals = 2 - size if cell.metric == "mae" or (size < -2 and not signed) else 3
+    decimals = 2 - size if cell.metric in ("mae", *COST, *SPACE) or (size < -2 and not signed) else 3
 
     def digits(x: float) -> str:
         if size >= 6 or decimals > 6:
@@ -31,9 +36,14 @@ def show(cell: Cell | None) -> str:
     return f"{digits(cell.value)} [{digits(cell.low)}, {digits(cell.high)}]{sure}"
 
 
-def markdown(sections: Sequence[Section], figures: Sequence[str] = ()) -> str:
-    """Return the tables in Markdown, the best of a column (and parameter) in bold, a figure's file for each section."""
-    parts = []
+def markdown(
+    sections: Sequence[Section], figures: Sequence[Mapping[str, str]] = (), missing: Sequence[str] = ()
+) -> str:
+    """Return the tables in Markdown, the best of a column (and parameter) in bold.
+
+    Each section's `figures` say what they show, by file name; what is `missing` comes first.
+    """
+    parts = ["\n".join(f"- {note}" for note in missing)] if missing else []
     for i, section in enumerate(sections):
         parts.append(f"## {title(section, sections)}")
         for grid in grids(section):
@@ -46,14 +56,14 @@ def markdown(sections: Sequence[Section], figures: Sequence[str] = ()) -> str:
             rule = ["---"] * len(grid.stub) + ["---:"] * len(grid.heads)
             lines = [f"| {' | '.join(line)} |" for line in (head, rule, *body)]
             parts.append("\n".join([f"### {grid.title}\n", *lines]))
-        parts += [f"![Predicted against true parameters]({name})" for name in figures[i : i + 1]]
+        parts += [f"![{caption}]({name})" for some in figures[i : i + 1] for name, caption in some.items()]
         parts.append("\n".join(f"- {note}" for note in section.notes))
     return "\n\n".join(parts) + "\n"
 
 
-def text(sections: Sequence[Section], width: int = 160) -> str:
-    """Return the tables for a terminal, wider ones as a block for each probe, and no wider than `width`."""
-    parts = []
+def text(sections: Sequence[Section], width: int = 160, missing: Sequence[str] = ()) -> str:
+    """Return what is missing and the tables for a terminal, wider ones a block a probe, and no wider than `width`."""
+    parts = ["\n".join(textwrap.fill(note, width, subsequent_indent="  ") for note in missing)] if missing else []
     for section in sections:
         parts.append(title(section, sections))
         for grid in grids(section):
@@ -87,20 +97,20 @@ def _blocks(grid: Grid, width: int) -> Iterator[list[str]]:
 def as_csv(sections: Sequence[Section]) -> str:
     """Return every cell as a line of CSV, in full precision."""
     out = io.StringIO()
-    names = ["data", "split", "fingerprint", *(field.name for field in fields(Cell))]
+    about = ("data", "splits", "split", "fingerprint")
+    names = [*about, *(field.name for field in fields(Cell))]
     writer = csv.DictWriter(out, names, lineterminator="\n")
     writer.writeheader()
     for section in sections:
-        about = {"data": section.data, "split": section.split, "fingerprint": section.fingerprint}
-        for cell in section.cells:
+        for cell in [*section.cells, *section.published]:
             values = {name: "" if str(value) == "nan" else value for name, value in asdict(cell).items()}
-            writer.writerow(about | values)
+            writer.writerow({name: getattr(section, name) for name in about} | values)
     return out.getvalue()
 
 
-def latex(sections: Sequence[Section]) -> str:
+def latex(sections: Sequence[Section], missing: Sequence[str] = ()) -> str:
     """Return the tables in LaTeX, for the package booktabs, one float a table, with its notes in the caption."""
-    parts = ["% needs \\usepackage{booktabs, graphicx}"]
+    parts = ["\n".join(["% needs \\usepackage{booktabs, graphicx}", *(f"% {note}" for note in missing)])]
     for section in sections:
         for grid in grids(section):
             top = best(grid)

@@ -1,13 +1,15 @@
-"""Make the tables and the figure of an experiment's results.jsonl.
+"""Make the tables and figures of an experiment's results.jsonl.
 
 Reads <runs>/<experiment>/results.jsonl (or results=FILE) and writes report.html, which holds everything, table.md,
-table.csv, table.tex (for booktabs) and predictions.png into <runs>/<experiment>/report (or out=FOLDER). They are a
-function of the rows; the page also draws the curves of those runs that still lie where the rows say.
+table.csv, table.tex (for booktabs) and the figures into <runs>/<experiment>/report (or out=FOLDER). They are a function
+of the rows. Where runs still lie beside them, the page also draws their curves, and what the experiment plans and the
+rows lack is said.
 """
 
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +22,7 @@ from physrep.files import whole, write_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from physrep.results import Row
     from physrep.tables import Section
 
 
@@ -36,37 +39,70 @@ def main(argv: Sequence[str]) -> None:
     rows = read(results) if results.exists() else []
     if not rows:
         raise UserError(f"{results}: no results; make them: python -m physrep.probe experiment={cfg.experiment}")
-    sections = table(rows, cfg.resamples)
-    print(text(sections), end="\n\n")
-    for path in write(str(cfg.experiment), sections, Path(cfg.out or results.parent / "report")):
+    sections = table(rows, cfg.resamples, beside=cfg.published)
+    missing = [] if cfg.results else lacks(str(cfg.experiment), str(cfg.runs), rows)
+    print(text(sections, missing=missing), end="\n\n")
+    for path in write(str(cfg.experiment), sections, Path(cfg.out or results.parent / "report"), missing):
         print(path)
 
 
-def pictures(sections: int) -> list[str]:
-    """Return the names of the figures of so many sections."""
-    return [f"predictions{f'_{i}' if sections > 1 else ''}.png" for i in range(1, sections + 1)]
+def lacks(experiment: str, runs: str, rows: Sequence[Row]) -> list[str]:
+    """Say which runs that the experiment plans have no row, and why; nothing where none of them was begun there."""
+    from physrep.sweep import cells, statuses
+
+    try:
+        planned = cells([f"experiment={experiment}", f"runs={runs}"])
+    except UserError as error:  # rows are enough for a report
+        return [f"Warning: what the experiment plans is not known ({error})."]
+    if not any(cell.folder.exists() or cell.log.exists() for cell in planned):
+        return []
+    scored = {Path(row.run).name for row in rows}
+    status = {cell.folder.name: (cell, each) for cell, each in zip(planned, statuses(planned), strict=True)}
+    left = {name: found for name, found in status.items() if name not in scored}
+    each = [one.replace("done", "not probed") for _, one in left.values()]
+    if not left:
+        return []
+    counted = ", ".join(f"{count} {one}" for one, count in Counter(each).items())
+    said = [f"Missing: of {len(planned)} planned runs {counted}."]
+    said += [f"Failed: {name}: {cell.last_line()[:200]}" for name, (cell, one) in left.items() if one == "failed"]
+    return said
 
 
-def write(name: str, sections: Sequence[Section], out: Path) -> list[Path]:
-    """Write tables, a figure a section and the page into a folder, each whole or not at all; return their paths."""
-    from physrep.figures import curves, predictions
+def pictures(sections: Sequence[Section]) -> list[dict[str, str]]:
+    """Return for each section its figures' captions by file name."""
+    from physrep.figures import drawn
+
+    ends = [f"_{i}" if len(sections) > 1 else "" for i in range(1, len(sections) + 1)]
+    return [
+        {f"{name}{end}.png": caption for name, (_, caption) in drawn(section).items()}
+        for section, end in zip(sections, ends, strict=True)
+    ]
+
+
+def write(name: str, sections: Sequence[Section], out: Path, missing: Sequence[str] = ()) -> list[Path]:
+    """Write tables, figures and the page into a folder, each whole or not at all; return their paths."""
+    from physrep.figures import curves, drawn
     from physrep.page import Picture, page
     from physrep.render import as_csv, latex, markdown
 
-    names = pictures(len(sections))
-    write_text(out / "table.md", markdown(sections, names))
+    names = pictures(sections)
+    write_text(out / "table.md", markdown(sections, names, missing))
     write_text(out / "table.csv", as_csv(sections))
-    write_text(out / "table.tex", latex(sections))
-    shown = []
-    for section, place in zip(sections, names, strict=True):
-        figure = predictions(section)
-        with whole(out / place) as temporary:
-            figure.savefig(temporary, format="png", dpi=200)
-        shown.append([Picture("Predicted against true parameters, a point a trajectory and seed.", png(figure))])
+    write_text(out / "table.tex", latex(sections, missing))
+    shown: list[list[Picture]] = []
+    for section, files in zip(sections, names, strict=True):
+        shown.append([])
+        for file, (draw, caption) in zip(files, drawn(section).values(), strict=True):
+            figure = draw(section)
+            with whole(out / file) as temporary:
+                figure.savefig(temporary, format="png", dpi=200)
+            shown[-1].append(Picture(caption, png(figure)))
         if monitors := curves(section):
             shown[-1].append(Picture("What the monitors of the runs said during training.", png(monitors)))
-    write_text(out / "report.html", page(name, sections, shown))
-    return [out / place for place in ("report.html", "table.md", "table.csv", "table.tex", *names)]
+    write_text(out / "report.html", page(name, sections, shown, missing))
+    return [
+        out / file for file in ("report.html", "table.md", "table.csv", "table.tex", *(f for n in names for f in n))
+    ]
 
 
 def png(figure: Figure) -> bytes:

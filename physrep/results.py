@@ -30,9 +30,14 @@ class Row:
     data: str
     objective: str
     encoder: str
+    variant: str  # what else the run was given, such as noise=0.3
     probe: str
     seed: int
+    splits: Literal["well", "holdout", "extrapolate"]  # how trajectories were shared out
     split: str
+    shared: int  # trajectories of the split that start from a state that one of train starts from
+    labels: float  # the share of train's and valid's trajectories whose parameters the probe was told
+    layer: str  # of the encoder; "" is its output
     parameter: str
     scale: Literal["log10", "linear"]
     center: float
@@ -46,6 +51,9 @@ class Row:
     prediction: list[float]  # z, mean over the trajectory's windows
     squared_error: list[float]  # of z, mean over the trajectory's windows
     absolute_error: list[float]  # physical units, mean over the trajectory's windows
+    plane: list[list[float]]  # means of the features along train's two principal components; [] of none
+    space: dict[str, Any]  # rank (effective) of the split's features, std of them between and within trajectories
+    cost: dict[str, Any]  # of pretraining: the encoder's weights, windows seen, seconds, on what
     run: str
     config: str
     commit: str
@@ -58,7 +66,8 @@ class Row:
         for name, hint in get_type_hints(Row).items():
             if not _is(getattr(self, name), hint):
                 raise ValueError(f"{name} is not {getattr(hint, '__name__', hint)}")
-        lists = (self.windows, self.truth, self.prediction, self.squared_error, self.absolute_error)
+        plane = self.plane or self.windows
+        lists = (self.windows, self.truth, self.prediction, self.squared_error, self.absolute_error, plane)
         if {len(values) for values in lists} != {len(set(self.trajectories))} or min(self.windows, default=0) < 1:
             raise ValueError("the lists do not hold one entry for each of the trajectories")
 
@@ -94,13 +103,14 @@ def make_rows(
     centers: Sequence[float],
     spreads: Sequence[float],
     key: str,
+    plane: Tensor | None = None,
     **about: Any,
 ) -> list[Row]:
     """Return a row per parameter from standardised prediction and truth [M, P] of windows of trajectory [M].
 
     `scales` names the parameters, in the order of P; `key` is the identity of (run, probe), to which a row adds its
-    parameter; `about` holds the other fields of Row: data, objective, ..., chosen. Raises UserError where a prediction
-    is not finite, ValueError where truth varies within a trajectory.
+    parameter; `plane` [M, 2] places the windows' features; `about` holds the other fields of Row. Raises UserError
+    where a prediction is not finite, ValueError where truth varies within a trajectory.
     """
     from torchmetrics.functional import mean_squared_error
 
@@ -111,6 +121,8 @@ def make_rows(
     def mean(x: NDArray[np.float64]) -> list[float]:
         return (np.bincount(member, weights=x) / windows).tolist()  # type: ignore[no-any-return]
 
+    x_y = [] if plane is None else [mean(axis) for axis in plane.detach().cpu().double().T.numpy()]
+    places = [[float(f"{v:.4g}") for v in place] for place in zip(*x_y, strict=True)]
     rows = []
     for p, (name, scale) in enumerate(scales.items()):
         guess, right, units = z_hat[:, p].numpy(), z[:, p].numpy(), (scale, float(centers[p]), float(spreads[p]))
@@ -129,6 +141,7 @@ def make_rows(
             "prediction": mean(guess),
             "squared_error": mean((guess - right) ** 2),
             "absolute_error": mean(off),
+            "plane": places,
         }
         target: dict[str, Any] = dict(zip(("scale", "center", "spread"), units, strict=True))
         rows.append(Row(parameter=name, metric="mse", key=f"{key}/{name}", **target, **numbers, **about))

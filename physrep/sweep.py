@@ -1,9 +1,9 @@
 """Train every run of a grid, then probe them: what is done is skipped, what fails is passed over.
 
-    python -m physrep.sweep experiment=objectives
+    python -m physrep.sweep experiment=small
     python -m physrep.sweep objective=jepa,views seed=0,1,2
-    python -m physrep.sweep experiment=objectives --status
-    python -m physrep.sweep experiment=objectives trainer=gpu --slurm 1x4 -- --partition=a100 --time=12:00:00
+    python -m physrep.sweep experiment=small --status
+    python -m physrep.sweep experiment=small trainer=gpu --slurm 1x4 -- --partition=a100 --time=12:00:00
 
 Commas make a grid of any keys; an experiment may hold a list of grids under `sweep`. What
 stands after -- goes to sbatch.
@@ -189,7 +189,7 @@ def lock(file: TextIO) -> bool:
 
 def probe(folder: Path, argv: Sequence[str]) -> list[str]:
     """Return what Python is called with to probe all finished runs of an experiment's folder, with its controls."""
-    keys = ("probe", "controls", "allow", "dry_run")
+    keys = ("probe", "controls", "labels", "layers", "allow", "dry_run")
     options = [a for a in argv if a.partition("=")[0].partition(".")[0] in keys]
     return ["-m", "physrep.probe", f"experiment={folder.name}", f"runs={folder.parent}", *options]
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, field, replace
+from itertools import compress
 
 import numpy as np
 
-from physrep.metrics import METRICS, bootstrap, draw, errors, interval, paired
+from physrep import published
+from physrep.metrics import BOUNDS, draw, errors, interval, paired, scores
 from physrep.results import Row
 
 FIRST = ("mean", "statistics", "random", "supervised")  # controls head a table, the others follow by name
@@ -18,7 +21,16 @@ AVERAGE = "average"
 UNFROZEN = "finetune"
 FEW = 24  # trajectories, under which a bootstrap's intervals are known to be too narrow
 NAMES = {"mse": "MSE", "r2": "R2", "mae": "MAE"}
-Place = tuple[str, str, str]  # objective, encoder, probe
+COST = {"weights": "encoder weights", "steps": "optimiser steps", "windows": "windows seen", "seconds": "seconds"}
+SPACE = {"rank": "effective rank", "between": "std between trajectories", "within": "std within"}
+OUTPUT = "output"
+SPLITS = {
+    "well": "Splits are the dataset's own: test has the parameter values of train, so that a score is not of new ones.",
+    "holdout": "Splits holdout: train has every value of the parameters, but none of test's combinations of them.",
+    "extrapolate": "Splits extrapolate: test has the extreme values of the parameters, which train has not.",
+}
+Label = tuple[str, str]  # objective, encoder
+Place = tuple[str, str, str, float, str]  # and probe, share of labels, layer
 
 
 @dataclass(frozen=True)
@@ -28,9 +40,11 @@ class Cell:
     objective: str
     encoder: str
     probe: str
+    labels: float
+    layer: str
     parameter: str
     metric: str
-    by: str
+    by: str  # window or trajectory; run: of pretraining and features; published: not of ours
     minus: str  # the baseline of a paired difference, else ""
     value: float
     low: float
@@ -40,14 +54,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Section:
-    """What may be compared: the rows of one dataset, split and fingerprint, their cells, and what to know of them."""
+    """What may be compared: the rows of one dataset, way to split it and fingerprint, their cells, and their notes."""
 
     data: str
+    splits: str
     split: str
     fingerprint: str
     rows: list[Row]
     cells: list[Cell]
     notes: list[str]
+    published: list[Cell] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -65,35 +81,74 @@ def order(objective: str, *rest: str) -> tuple[int, str, tuple[str, ...]]:
     return (FIRST.index(objective) if objective in FIRST else len(FIRST), objective, rest)
 
 
+def plain(of: Row | Cell) -> bool:
+    """Say whether a row or cell is of the main tables: of all labels and the encoder's output."""
+    return of.labels == 1 and not of.layer
+
+
 # --- From rows to cells ---
 
 
-def table(rows: Iterable[Row], resamples: int = 10_000, seed: int = 0) -> list[Section]:
-    """Return a section for each dataset, split and fingerprint; the order of the rows makes no difference."""
-    apart: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
-    for row in sorted(rows, key=lambda row: (row.step, row.key, row.value)):
-        apart[row.data, row.split, row.fingerprint].append(row)
+def table(rows: Iterable[Row], resamples: int = 10_000, seed: int = 0, beside: bool = False) -> list[Section]:
+    """Return a section for each dataset, way to split it and fingerprint; the order of the rows makes no difference.
+
+    `beside` adds the published numbers to those datasets, split as they come, that have some.
+    """
+    apart: dict[tuple[str, str, str, str], list[Row]] = defaultdict(list)
+    for row in sorted(_told_apart(rows), key=lambda row: (row.step, row.key, row.value)):
+        apart[row.data, row.splits, row.split, row.fingerprint].append(row)
     sections = []
-    for (data, split, fingerprint), found in sorted(apart.items()):
+    ways = list(SPLITS)
+    for of, found in sorted(apart.items(), key=lambda item: (item[0][0], ways.index(item[0][1]), item[0][2:])):
         kept, warnings = _furthest(found)
-        others = [f"{s} {f}" for d, s, f in sorted(apart) if d == data and (s, f) != (split, fingerprint)]
+        others = [
+            f"{split} {mark}" for *way, split, mark in sorted(apart) if way == [*of[:2]] and (split, mark) != of[2:]
+        ]
         if others:
-            warnings.insert(0, f"rows of {split} {fingerprint} are not comparable with those of {', '.join(others)}")
+            warnings.insert(0, f"rows of {of[2]} {of[3]} are not comparable with those of {', '.join(others)}")
         ids = sorted({trajectory for row in kept for trajectory in row.trajectories})
+        cells = [*_cells(kept, ids, resamples, seed), *_costs(kept)]
         notes = [f"Warning: {warning}." for warning in [*warnings, *_doubts(kept, ids)]]
-        notes += _notes(kept, ids, resamples)
-        sections.append(Section(data, split, fingerprint, kept, list(_cells(kept, ids, resamples, seed)), notes))
+        notes += _notes(kept, cells, ids, resamples)
+        theirs = list(_published(of[0])) if beside and of[1] == "well" else []
+        notes += [f"Published: {published.SOURCE}. {published.DIFFERS}"] if theirs else []
+        sections.append(Section(*of, kept, cells, notes, theirs))
     return sections
+
+
+def _told_apart(rows: Iterable[Row]) -> Iterator[Row]:
+    """Add to an objective's name what its runs were given, where runs of one objective and encoder differ in it."""
+    held = list(rows)
+    variants: dict[tuple[str, str, str, str], set[str]] = defaultdict(set)
+    for row in held:
+        variants[row.data, row.splits, row.objective, row.encoder].add(row.variant)
+    for row in held:
+        several = len(variants[row.data, row.splits, row.objective, row.encoder]) > 1
+        yield replace(row, objective=f"{row.objective}, {row.variant}") if several and row.variant else row
 
 
 def _furthest(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
     """Keep for each place in the table and seed the row of the furthest checkpoint, and warn of others."""
-    found: dict[tuple[str, str, str, int, str], dict[str, Row]] = defaultdict(dict)
+    found: dict[tuple[Place, int, str], dict[str, Row]] = defaultdict(dict)
     for row in rows:
-        found[row.objective, row.encoder, row.probe, row.seed, row.parameter][row.key] = row
-    many = {f"{' '.join(filter(None, at[:3]))}, seed {at[3]}" for at, some in found.items() if len(some) > 1}
+        found[_place(row), row.seed, row.parameter][row.key] = row
+    many = {f"{_named(place)}, seed {seed}" for (place, seed, _), some in found.items() if len(some) > 1}
     warnings = [f"{name}: rows of several configs or checkpoints, the furthest is shown" for name in sorted(many)]
     return [list(some.values())[-1] for _, some in sorted(found.items())], warnings
+
+
+def _place(row: Row) -> Place:
+    return row.objective, row.encoder, row.probe, row.labels, row.layer
+
+
+def _named(place: Place) -> str:
+    said = [*place[:3], share(place[3]) if place[3] < 1 else "", place[4]]
+    return " ".join(filter(None, said))
+
+
+def share(labels: float) -> str:
+    """Write a share of labels: `10 %`."""
+    return f"{100 * labels:.3g} %"
 
 
 def _cells(rows: Sequence[Row], ids: Sequence[int], resamples: int, seed: int) -> Iterator[Cell]:
@@ -101,22 +156,55 @@ def _cells(rows: Sequence[Row], ids: Sequence[int], resamples: int, seed: int) -
     parameters = sorted({row.parameter for row in rows})
     places: dict[Place, dict[str, list[Row]]] = defaultdict(lambda: {name: [] for name in parameters})
     for row in rows:
-        places[row.objective, row.encoder, row.probe][row.parameter].append(row)
-    columns = {place: _columns(places[place]) for place in sorted(places, key=lambda place: order(*place))}
+        places[_place(row)][row.parameter].append(row)
+    columns = {place: _columns(places[place]) for place in sorted(places, key=_rank)}
     for place, column in columns.items():
         base = columns.get(_baseline(place, columns), {})
         for name, found in column.items():
             about, seeds = (*place, name), len(found[0])
             for by in ("window", "trajectory"):
-                samples = [bootstrap(errors(some, ids, by), counts, seed) for some in found]
-                for metric in METRICS:
+                samples = [scores(errors(some, ids, by), counts) for some in found]
+                for metric, within in BOUNDS.items():
                     if (name, metric) != (AVERAGE, "mae"):  # of different units
-                        at = interval(np.mean([sample[metric] for sample in samples], axis=0))
+                        mean = np.mean([sample[metric] for sample in samples], axis=0)
+                        at = interval(mean, n=len(ids), within=within)
                         yield Cell(*about, metric, by, "", at.value, at.low, at.high, seeds)
             if name in base and column is not base:
                 a, b = ([errors(some, ids, "window") for some in side] for side in (found, base[name]))
-                at = interval(paired(a, b, counts, seed))
+                at = paired(a, b, counts)
                 yield Cell(*about, "mse", "window", BASELINE, at.value, at.low, at.high, seeds)
+
+
+def _rank(place: Place) -> tuple[object, ...]:
+    objective, encoder, probe, labels, layer = place
+    return order(objective, encoder, probe), -labels, depth(layer)
+
+
+def depth(layer: str) -> tuple[object, ...]:
+    """Return the key that sorts layers by the numbers in their names, the output last."""
+    parts = re.split(r"(\d+)", layer)
+    return not layer, [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+
+
+def _costs(rows: Sequence[Row]) -> Iterator[Cell]:
+    """Return what pretraining took and the space that features fill, means over the seeds of an objective."""
+    runs: dict[tuple[str, str], dict[int, Row]] = defaultdict(dict)
+    for row in sorted(rows, key=lambda row: (bool(row.layer), -row.labels, not row.space)):
+        runs[row.objective, row.encoder].setdefault(row.seed, row)
+    for (objective, encoder), found in sorted(runs.items(), key=lambda run: order(*run[0])):
+        said = [{**row.space, **row.cost, **({"steps": row.step} if row.cost else {})} for row in found.values()]
+        for metric in (*COST, *SPACE):
+            values = [each[metric] for each in said if each.get(metric) is not None]
+            if values:
+                about = (objective, encoder, "", 1.0, "", "", metric, "run", "")
+                yield Cell(*about, float(np.mean(values)), math.nan, math.nan, len(values))
+
+
+def _published(data: str) -> Iterator[Cell]:
+    for method, found in published.MSE.get(data, {}).items():
+        for labels, value in found.items():
+            about = (method, published.ENCODERS[method], "attentive", labels, "", AVERAGE, "mse", "published", "")
+            yield Cell(*about, value, math.nan, math.nan, 1)
 
 
 def _columns(found: Mapping[str, list[Row]]) -> dict[str, list[list[Row]]]:
@@ -130,7 +218,7 @@ def _columns(found: Mapping[str, list[Row]]) -> dict[str, list[list[Row]]]:
 
 def _baseline(place: Place, places: Iterable[Place]) -> Place:
     """Return the untrained encoder to compare with: of the same architecture, or for none the only one there is."""
-    there = [other for other in places if other[0] == BASELINE and other[2] == place[2]]
+    there = [other for other in places if other[0] == BASELINE and other[2:] == place[2:]]
     return there[0] if not place[1] and len(there) == 1 else (BASELINE, *place[1:])
 
 
@@ -142,6 +230,12 @@ def _doubts(rows: Sequence[Row], ids: Sequence[int]) -> Iterator[str]:
             yield f"{name} is standardised in more than one way, so that its rows are not comparable"
     if len(ids) < FEW:
         yield f"{len(ids)} trajectories are few, so that intervals are too narrow"
+    if shared := max(row.shared for row in rows):
+        yield (f"{shared} of {rows[0].split}'s {len(ids)} trajectories start from a state that train has, too: "
+               "scores are optimistic and intervals too narrow")  # fmt: skip
+    if len(seen := _by_value(row for row in rows if row.cost.get("windows"))) > 1:
+        yield f"budgets differ: windows seen are {_listed(seen)}"
+    rows = [row for row in rows if plain(row)]
     lines, columns = {(r.objective, r.encoder) for r in rows}, {(r.probe, r.parameter) for r in rows}
     there = {(r.objective, r.encoder, r.probe, r.parameter) for r in rows}
     missing = [f"{' '.join(filter(None, a))}, {' '.join(b)}" for a in lines for b in columns if (*a, *b) not in there]
@@ -149,82 +243,173 @@ def _doubts(rows: Sequence[Row], ids: Sequence[int]) -> Iterator[str]:
         yield f"no rows (–) for {'; '.join(sorted(missing))}"
 
 
-def _notes(rows: Sequence[Row], ids: Sequence[int], resamples: int) -> list[str]:
+def _by_value(rows: Iterable[Row]) -> dict[str, list[str]]:
+    """Return who saw so many windows in pretraining, by how many."""
+    found: dict[int, set[str]] = defaultdict(set)
+    for row in rows:
+        found[row.cost["windows"]].add(row.objective)
+    return {f"{windows:,}": sorted(found[windows], key=order) for windows in sorted(found)}
+
+
+def _listed(found: Mapping[str, Sequence[str]]) -> str:
+    return "; ".join(f"{values} ({', '.join(objectives)})" for values, objectives in found.items())
+
+
+def _notes(rows: Sequence[Row], cells: Sequence[Cell], ids: Sequence[int], resamples: int) -> list[str]:
     def each(name: str) -> str:
         """Say which values a field has, and of which objectives where they differ."""
         found: dict[str, list[str]] = defaultdict(list)
         for objective in sorted({row.objective for row in rows}, key=order):
             values = sorted({getattr(row, name) for row in rows if row.objective == objective})
             found[", ".join(map(str, values))].append(objective)
-        if len(found) == 1:
-            return next(iter(found))
-        return "; ".join(f"{values} ({', '.join(objectives)})" for values, objectives in found.items())
+        return next(iter(found)) if len(found) == 1 else _listed(found)
 
     row, windows = rows[0], sorted({row.n for row in rows})
     encoders, commits = (sorted({getattr(r, name) for r in rows} - {""}) for name in ("encoder", "commit"))
     scales = {(r.parameter, r.scale, f"{r.center:.4g}", f"{r.spread:.4g}") for r in rows}
     ways = [f"{name} {scale}, mean {center}, deviation {spread}" for name, scale, center, spread in sorted(scales)]
-    return [
+    alone = sorted({c.objective for c in cells if c.by == "window" and plain(c) and c.seeds == 1}, key=order)
+    of = (
+        " (all here)"
+        if len(alone) == len({row.objective for row in rows})
+        else f" ({', '.join(alone)})"
+        if alone
+        else ""
+    )
+    notes = [
         f"Data {row.data}, fingerprint {row.fingerprint}; split {row.split}: {len(ids)} trajectories, "
         f"{' to '.join(str(n) for n in sorted({windows[0], windows[-1]}))} windows.",
+        SPLITS[row.splits],
         f"Encoder: {', '.join(encoders) or 'none'}. Checkpoint at step: {each('step')}. Seeds: {each('seed')}. "
         f"Commit: {', '.join(commits) or 'unknown'}.",
         f"Standardised by the train split: {'; '.join(ways)}.",
         f"Probes are fitted on train and choose everything on valid; {row.split} is scored once."
         + (f" {UNFROZEN} trains the encoder too." if any(row.probe == UNFROZEN for row in rows) else ""),
-        f"Brackets: 95 % interval, {resamples} bootstrap samples of trajectories and seeds; of one seed it holds no "
-        "variation between seeds.",
     ]
+    if any(row.labels < 1 for row in rows):
+        notes.append("Label efficiency: probes are told the parameters of a share of train's and valid's trajectories, "
+                     "spread evenly over their combinations; a larger share holds a smaller one.")  # fmt: skip
+    notes.append(
+        f"Brackets: 95 % interval over trajectories ({resamples} bootstrap samples) and seeds (Student's t)"
+        f"; of one seed{of} it is of trajectories alone."
+    )
+    return notes
 
 
 # --- From cells to print ---
 
 
 def grids(section: Section) -> list[Grid]:
-    """Lay out a section's tables: the paper's metric, the other metrics, and paired differences to the baseline."""
-    cells = section.cells
-    found = {(c.objective, c.encoder, c.probe, c.parameter, c.metric, c.by, c.minus): c for c in cells}
-    labels = sorted({(c.objective, c.encoder) for c in cells}, key=lambda label: order(*label))
-    parameters = sorted({c.parameter for c in cells} - {AVERAGE})
+    """Lay out a section's tables: the paper's metric, by share of labels, by layer, and so on, as far as there are."""
+    found = {astuple(cell)[:9]: cell for cell in section.cells}
+    scored = [cell for cell in section.cells if cell.probe]
+    labels = sorted({(cell.objective, cell.encoder) for cell in section.cells}, key=lambda label: order(*label))
+    parameters = sorted({cell.parameter for cell in scored} - {AVERAGE})
     names = [AVERAGE, *parameters] if len(parameters) > 1 else parameters
-    probes = sorted({c.probe for c in cells})
+    probes = sorted({cell.probe for cell in scored})
+    shares = sorted({cell.labels for cell in scored})
+    layers = sorted({cell.layer for cell in scored}, key=depth)
     shown = 2 if len({encoder for _, encoder in labels if encoder}) > 1 else 1  # one encoder is said in the notes
     stub = ["objective", "encoder"][:shown]
+    devices: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for row in section.rows:
+        devices[row.objective, row.encoder] |= {str(row.cost["device"])} if "device" in row.cost else set()
 
-    def seeds(label: tuple[str, str]) -> str:
-        counts = {c.seeds for c in cells if (c.objective, c.encoder) == label}
-        return "-".join(str(count) for count in sorted({min(counts), max(counts)}))
-
-    def by_window(title: str, minus: str) -> Grid:
-        heads = [(probe, name) for probe in probes for name in names]
-        lines = []
+    def lines(*columns: tuple[str, float, str, str, str, str, str]) -> Iterator[tuple[Label, str, list[Cell | None]]]:
+        """Yield for each objective and encoder its seeds and its cells in columns, the rest of a cell's place."""
         for label in labels:
-            line = [found.get((*label, *head, "mse", "window", minus)) for head in heads]
-            if any(line) or not minus:
-                lines.append(([*label[:shown], seeds(label)], line))
-        return Grid(title, [*stub, "seeds"], heads, lines)
+            cells = [found.get((*label, *column)) for column in columns]
+            seeds = sorted({cell.seeds for cell in cells if cell})
+            yield label, "-".join(str(n) for n in dict.fromkeys([*seeds[:1], *seeds[-1:]])), cells
+
+    def averaged(title: str, heads: Mapping[str, tuple[float, str]], of: Sequence[str], minus: str = "") -> Grid:
+        """Lay out MSE by window, of the parameters and by head, which is a share of labels and a layer."""
+        columns = [
+            (probe, *at, name, "mse", "window", minus) for probe in probes for at in heads.values() for name in of
+        ]
+        said = [(probe, head or name) for probe in probes for head in heads for name in of]
+        return Grid(title, [*stub, "seeds"], said, [([*o[:shown], n], cells) for o, n, cells in lines(*columns)])
 
     kinds = [("mse", "trajectory"), *((metric, by) for metric in ("r2", "mae") for by in ("window", "trajectory"))]
-    lines = [
-        ([name, *label[:shown]], [found.get((*label, probe, name, *kind, "")) for probe in probes for kind in kinds])
+    others = [
+        ([name, *label[:shown]], cells)
         for name in parameters
-        for label in labels
+        for label, _, cells in lines(*((probe, 1.0, "", name, *kind, "") for probe in probes for kind in kinds))
     ]
-    heads = [(probe, f"{NAMES[metric]} by {by}") for probe in probes for metric, by in kinds]
+    taken = lines(*(("", 1.0, "", "", name, "run", "") for name in (*COST, *SPACE)))
     made = [
-        by_window("Standardised MSE by window (lower is better; predicting the mean scores 1)", ""),
-        Grid("Other metrics (MSE standardised, MAE in physical units)", ["parameter", *stub], heads, lines),
-        by_window(f"MSE minus that of {BASELINE}, paired (below 0 is better; * interval excludes 0)", BASELINE),
+        averaged("Standardised MSE by window (lower is better; predicting the mean scores 1)", {"": (1.0, "")}, names),
+        Grid(
+            "Other metrics (MSE standardised, MAE in physical units)",
+            ["parameter", *stub],
+            [(probe, f"{NAMES[metric]} by {by}") for probe in probes for metric, by in kinds],
+            others,
+        ),
+        averaged(
+            f"MSE minus that of {BASELINE}, paired (below 0 is better; * interval excludes 0)",
+            {"": (1.0, "")},
+            names,
+            BASELINE,
+        ),
     ]
-    return [grid for grid in made if grid.lines]
+    heads = {share(labels): (labels, "") for labels in shares}
+    made.append(
+        _special(averaged(f"Label efficiency (MSE by window, {names[0]}, by share of labels)", heads, names[:1]))
+    )
+    heads = {layer or OUTPUT: (1.0, layer) for layer in layers}
+    made.append(_special(averaged(f"By layer (MSE by window, {names[0]})", heads, names[:1])))
+    made.append(
+        Grid(
+            "Representation and cost (means over seeds)",
+            [*stub, "seeds", "device"],
+            [("pretraining", said) for said in COST.values()]
+            + [(f"features of {section.split}", s) for s in SPACE.values()],
+            [([*o[:shown], n, ", ".join(sorted(devices[o]))], cells) for o, n, cells in taken],
+        )
+    )
+    if section.published:
+        made.append(_beside(section.published))
+    return [grid for grid in map(_filled, made) if grid.lines]
+
+
+def _beside(cells: Sequence[Cell]) -> Grid:
+    """Lay out published numbers."""
+    found = {(cell.objective, cell.labels): cell for cell in cells}
+    shares = sorted({cell.labels for cell in cells})
+    encoders = {cell.objective: cell.encoder for cell in cells}
+    return Grid(
+        "Published, not by this code: MSE averaged over both parameters, on valid, without seeds",
+        ["method", "encoder"],
+        [("published", f"{share(labels)} of labels") for labels in shares],
+        [([method, encoder], [found.get((method, n)) for n in shares]) for method, encoder in encoders.items()],
+    )
+
+
+def _special(grid: Grid) -> Grid:
+    """Keep the lines and the probes that have more than what the main table has, too."""
+    lines = [line for line in grid.lines if any(cell and not plain(cell) for cell in line[1])]
+    probes = {cell.probe for _, cells in lines for cell in cells if cell and not plain(cell)}
+    there = [probe in probes for probe, _ in grid.heads]
+    return replace(
+        grid,
+        heads=list(compress(grid.heads, there)),
+        lines=[(labels, list(compress(cells, there))) for labels, cells in lines],
+    )
+
+
+def _filled(grid: Grid) -> Grid:
+    """Leave out columns and lines that hold nothing."""
+    there = [i for i in range(len(grid.heads)) if any(cells[i] for _, cells in grid.lines)]
+    lines = [(labels, [cells[i] for i in there]) for labels, cells in grid.lines if any(cells)]
+    return replace(grid, heads=[grid.heads[i] for i in there], lines=lines)
 
 
 def best(grid: Grid) -> set[Cell | None]:
-    """Return the best cells of every column and parameter."""
+    """Return the best of our scores in every column and parameter."""
     groups: dict[tuple[int, str], list[Cell]] = defaultdict(list)
     for _, cells in grid.lines:
         for column, cell in enumerate(cells):
-            if cell is not None and not math.isnan(cell.value):
+            if cell is not None and cell.by in ("window", "trajectory") and not math.isnan(cell.value):
                 groups[column, cell.parameter].append(cell)
     found: set[Cell | None] = set()
     for group in groups.values():
@@ -234,6 +419,8 @@ def best(grid: Grid) -> set[Cell | None]:
 
 
 def title(section: Section, sections: Sequence[Section]) -> str:
-    """Name a section, with the fingerprint where others have the same name."""
-    alike = sum((other.data, other.split) == (section.data, section.split) for other in sections)
-    return f"{section.data}, {section.split}" + (f" {section.fingerprint}" if alike > 1 else "")
+    """Name a section, with the way to split unless it is the dataset's, and the fingerprint where names are alike."""
+    mine = (section.data, section.splits, section.split)
+    alike = sum((other.data, other.splits, other.split) == mine for other in sections)
+    way = f" of {section.splits}" if section.splits != "well" else ""
+    return f"{section.data}, {section.split}{way}" + (f" {section.fingerprint}" if alike > 1 else "")

@@ -7,6 +7,7 @@ the end of all.
 from __future__ import annotations
 
 import csv
+import importlib.util
 import multiprocessing
 import os
 import socket
@@ -36,7 +37,8 @@ TINY = [
 
 
 class Fault(NamedTuple):
-    """What befalls one rank (None: each) in the `step`-th optimiser step, its validation or its checkpoint.
+    """What befalls one rank (None: each) in the `step`-th optimiser step, its validation or its checkpoint, or before
+    the first one: in the "assembly" or the "setup" of the trainer.
 
     A signal; "error", "mistake" (a UserError) or "nan" (its loss); or "alone": from then on gradients stay its own.
     """
@@ -59,6 +61,16 @@ class Saboteur(Callback):
 
     def __init__(self, fault: Fault) -> None:
         self.fault = fault
+
+    def assemble(self, cfg):
+        """Stand for fit.assemble."""
+        if self.fault.where == "assembly":
+            self.happen()
+        return assemble(cfg)
+
+    def setup(self, trainer, module, stage) -> None:
+        if self.fault.where == "setup":
+            self.happen()
 
     def on_before_backward(self, trainer, module, loss) -> None:
         self.trainer = trainer
@@ -100,7 +112,7 @@ class Saboteur(Callback):
         subprocess.run(["kill", f"-{self.fault.what[3:]}", *processes], check=True)
 
 
-save = torch.save
+save, assemble = torch.save, fit.assemble
 
 
 def work(argv: list[str], environment: dict[str, str], fault: Fault | None, log: str) -> None:
@@ -112,10 +124,11 @@ def work(argv: list[str], environment: dict[str, str], fault: Fault | None, log:
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # of loaders' workers, as in a process of its own
     sys.argv = ["fit", *argv]
+    sys.modules["__main__"].__spec__ = importlib.util.find_spec("physrep.fit")  # what Lightning starts other ranks with
     if fault and fault.rank in {None, int(environment.get("RANK", 0))}:
         saboteur = Saboteur(fault)
         physrep.callbacks.progress.progress = lambda: saboteur
-        torch.save = saboteur.save
+        torch.save, fit.assemble = saboteur.save, saboteur.assemble
     errors.run(fit.main)
 
 

@@ -3,9 +3,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torchmetrics.functional import mean_absolute_error, mean_squared_error, r2_score
 
-from physrep.metrics import between_within, bootstrap, draw, effective_rank, errors, interval, paired, scores
+from physrep.metrics import between_within, draw, effective_rank, errors, interval, paired, scores, student
 from physrep.results import Row, inverse
 
 N = 12
@@ -23,7 +24,8 @@ def row(seed=0, parameter="Reynolds", skip=0, noise=0.5):
         return 10 ** (center + spread * z) if scale == "log10" else center + spread * z
 
     made = Row(
-        data="d", objective="jepa", encoder="conv", probe="ridge", seed=seed, split="test", parameter=parameter,
+        data="d", objective="jepa", encoder="conv", variant="", probe="ridge", seed=seed, splits="well", split="test",
+        shared=0, labels=1.0, layer="", parameter=parameter, plane=[], space={}, cost={},
         scale=scale, center=center, spread=spread, metric="mse", value=0.0, n=int(counts[skip:].sum()),
         trajectories=list(range(skip, N)), windows=counts[skip:].tolist(), truth=truth[skip:].tolist(),
         prediction=[float(g.mean()) for g in guesses[skip:]],
@@ -62,18 +64,51 @@ def test_scores_of_a_resample_are_those_of_its_repeated_windows():
         assert found["r2"][0, r] == pytest.approx(r2_score(guess[again], truth[again]).item())
 
 
-def test_bootstrap_is_a_loop_over_seeds_and_trajectories():
-    made = [row(seed)[0] for seed in range(3)]
-    counts = draw(N, 50)
-    found = bootstrap(errors(made, range(N)), counts, seed=5)
-    seeds = draw(3, 50, seed=6)
-    for r in range(51):
-        total = 0.0
-        for s, one in enumerate(made):
+def naive(groups, n):
+    """An interval from loops over seeds and resamples, as the docstring of `interval` has it."""
+    value = sum(np.mean([seed[0] for seed in group]) for group in groups)
+    resampled = [sum(np.mean([seed[r] for seed in group]) for group in groups) for r in range(1, len(groups[0][0]))]
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    wider = stats.t.ppf(0.975, n - 1) / stats.norm.ppf(0.975)
+    total, terms = 0.0, 0.0
+    for group in groups:
+        if (size := len(group)) > 1:
+            apart = np.array(group)[:, 1:] - np.mean(group, axis=0)[1:]
+            explained = sum(np.var(seed) for seed in apart) / (size - 1)
+            part = max(stats.sem([seed[0] for seed in group]) ** 2 - explained / size, 0)
+            total, terms = total + part, terms + part**2 / (size - 1)
+    seeds = stats.t.ppf(0.975, total**2 / terms) * math.sqrt(total) if total else 0
+    return value - math.hypot(wider * (value - low), seeds), value + math.hypot(wider * (high - value), seeds)
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_the_interval_is_a_loop_over_seeds_and_resamples(seeds):
+    made = [row(seed)[0] for seed in range(seeds)]
+    counts = draw(N, 80)
+    found = scores(errors(made, range(N)), counts)["mse"]
+    for s, one in enumerate(made):
+        for r in range(81):
             windows = [count * n for count, n in zip(counts[r], one.windows, strict=True)]
-            total += seeds[r, s] * sum(w * e for w, e in zip(windows, one.squared_error, strict=True)) / sum(windows)
-        assert found["mse"][r] == pytest.approx(total / seeds[r].sum())
-    assert found["mse"][0] == pytest.approx(np.mean([np.average(m.squared_error, weights=m.windows) for m in made]))
+            mean = sum(w * e for w, e in zip(windows, one.squared_error, strict=True)) / sum(windows)
+            assert found[s, r] == pytest.approx(mean)
+    got = interval(found, n=N)
+    assert got.value == pytest.approx(np.mean([np.average(m.squared_error, weights=m.windows) for m in made]))
+    assert (got.low, got.high) == pytest.approx(naive([found], N), rel=1e-4)
+    other = scores(errors([row(7)[0], row(8)[0]], range(N)), counts)["mse"]
+    got = interval(found, -other, n=N)
+    assert (got.low, got.high) == pytest.approx(naive([found, -other], N), rel=1e-4)
+
+
+@pytest.mark.parametrize("freedom", [1, 1.3, 2, 3.7, 10, 63, 1e4])
+@pytest.mark.parametrize("level", [0.8, 0.95, 0.99])
+def test_student_is_scipys(freedom, level):
+    assert student(freedom, level) == pytest.approx(stats.t.ppf((1 + level) / 2, freedom), rel=1e-3)
+
+
+def test_an_interval_ends_where_the_number_does():
+    samples = np.array([[0.1, 0.11, 0.09], [0.9, 0.9, 0.9]])
+    assert interval(samples, n=30).low < 0
+    assert interval(samples, n=30, within=(0, np.inf)).low == 0
 
 
 def test_draws_are_seeded_and_the_first_is_the_sample():
@@ -92,30 +127,74 @@ def test_variance_of_a_mean_of_few_is_unbiased():
     assert means.var() == pytest.approx(values.var(ddof=1) / 3, rel=0.02)
 
 
-@pytest.mark.parametrize("errors_of", ["exponential", "chi2"])
-def test_coverage_of_the_interval(errors_of):
-    """Of 600 experiments with 96 trajectories, 95 % intervals hold the true error in 92 to 98 %."""
-    rng = np.random.default_rng(0)
-    x = rng.exponential(size=(600, 96)) if errors_of == "exponential" else rng.standard_normal((600, 96)) ** 2
-    counts = draw(96, 2000)[1:]
-    low, high = np.quantile(x @ counts.T / counts.sum(1), [0.025, 0.975], axis=1)
-    assert 0.92 <= np.mean((low <= 1) & (high >= 1)) <= 0.98
+SHARES = {  # of the variance of one error: between seeds, between trajectories, of neither alone
+    "seeds": (1, 1, 1), "equal": (1 / 16, 1, 0.1), "trajectories": (1e-4, 1, 0.1), "neither": (1 / 64, 0.3, 1),
+}  # fmt: skip
+TABLES, MANY = 1500, 64
+
+
+def tables(seeds, shares, errors_of, rng):
+    """Errors [tables, seeds, trajectories] with crossed effects about a mean of 5, and of how seeds are off."""
+    make = rng.standard_normal if errors_of == "normal" else lambda shape: rng.exponential(size=shape) - 1
+    seed, trajectory, both = np.sqrt(shares)
+    off = seed * rng.standard_normal((TABLES, seeds, 1))
+    return 5 + off + trajectory * make((TABLES, 1, MANY)) + both * make((TABLES, seeds, MANY)), off.mean((1, 2))
+
+
+def coverage(found, truth):
+    low, high = np.array(found).T
+    return np.mean((low <= truth) & (truth <= high))
+
+
+@pytest.mark.parametrize(
+    ("seeds", "errors_of", "shares"),
+    [
+        (1, "exponential", "neither"), (3, "exponential", "seeds"), (3, "exponential", "equal"),
+        (3, "exponential", "trajectories"), (3, "normal", "neither"), (5, "normal", "seeds"), (5, "normal", "equal"),
+    ],
+)  # fmt: skip
+def test_coverage_is_92_to_98_percent(seeds, errors_of, shares):
+    """95 % intervals hold the true error; of one seed, that seed's. Percentiles over three seeds do not."""
+    made, off = tables(seeds, SHARES[shares], errors_of, np.random.default_rng(seeds))
+    counts = draw(MANY, 300)
+    samples = made @ counts.T / counts.sum(1)
+    truth = 5 + (off if seeds == 1 else 0)
+    ends = [interval(one, n=MANY) for one in samples]
+    assert 0.92 <= coverage([(end.low, end.high) for end in ends], truth) <= 0.98
+    if seeds == 3 and shares == "seeds":
+        drawn = draw(3, 300)
+        old = [np.quantile(((drawn.T * one).sum(0) / drawn.sum(1))[1:], [0.025, 0.975]) for one in samples]
+        assert coverage(old, truth) < 0.85
+
+
+@pytest.mark.parametrize("shares", SHARES)
+@pytest.mark.parametrize(("seeds", "others"), [(3, 3), (3, 1)])
+def test_coverage_of_differences_is_92_to_98_percent(seeds, others, shares):
+    """Two objectives share how hard trajectories are, and no more; of the second one's only seed, it is that seed's."""
+    rng = np.random.default_rng(seeds + others)
+    made, _ = tables(seeds, SHARES[shares], "normal", rng)
+    more, off = tables(others, [SHARES[shares][0], 0.2, SHARES[shares][2]], "normal", rng)
+    hard = rng.standard_normal((TABLES, 1, MANY))
+    counts = draw(MANY, 300)
+    a, b = ((errors + hard) @ counts.T / counts.sum(1) for errors in (made, more))
+    ends = [interval(one, -other, n=MANY) for one, other in zip(a, b, strict=True)]
+    truth = -off if others == 1 else 0
+    assert 0.92 <= coverage([(end.low, end.high) for end in ends], truth) <= 0.98
 
 
 def test_coverage_with_two_parameters_of_the_same_trajectories():
     """Errors of a trajectory's parameters go together; the interval of their average knows it, through rows and all."""
     rng = np.random.default_rng(1)
     counts, hits = draw(96, 500), 0
-    base = row()[0]
+    found = errors([row()[0]], range(N))
     for _ in range(300):
         common = rng.exponential(size=96)
         samples = []
         for _ in range(2):
-            found = errors([base], range(N))
             squared = (0.7 * common + 0.3 * rng.exponential(size=96))[None]
-            samples.append(bootstrap(type(found)(squared, squared, squared, np.full((1, 96), 4.0)), counts)["mse"])
-        got = interval(np.mean(samples, axis=0))
-        assert got.value == pytest.approx(np.mean([s[0] for s in samples]))
+            samples.append(scores(type(found)(squared, squared, squared, np.full((1, 96), 4.0)), counts)["mse"])
+        got = interval(np.mean(samples, axis=0), n=96)
+        assert got.value == pytest.approx(np.mean([s[0, 0] for s in samples]))
         hits += got.low <= 1 <= got.high
     assert 0.91 <= hits / 300 <= 0.98
 
@@ -128,31 +207,33 @@ def test_pairing_narrows_the_interval_and_keeps_the_difference():
 
     found = errors([row()[0]], range(N))
     counts = draw(N, 2000)
-    got = interval(paired([cell(0.5)], [cell(0.7)], counts))
+    got = paired([cell(0.5)], [cell(0.7)], counts)
     assert got.value == pytest.approx(-0.2) and got.low == pytest.approx(-0.2) and got.high == pytest.approx(-0.2)
-    alone = interval(bootstrap(cell(0.5), counts)["mse"])
+    alone = interval(scores(cell(0.5), counts)["mse"], n=N)
     assert alone.high - alone.low > 1
 
 
 def test_pairs_are_of_shared_trajectories():
     whole, part = row(0)[0], row(1, skip=5)[0]
-    got = paired([errors([whole], range(N))], [errors([part], range(N))], draw(N, 10))[0]
+    got = paired([errors([whole], range(N))], [errors([part], range(N))], draw(N, 10)).value
     a = np.average(whole.squared_error[5:], weights=whole.windows[5:])
     assert got == pytest.approx(a - np.average(part.squared_error, weights=part.windows))
 
 
 def test_a_difference_is_the_average_over_parameters():
-    a = [errors([row(0, p)[0]], range(N)) for p in ("Reynolds", "Schmidt")]
-    b = [errors([row(1, p)[0]], range(N)) for p in ("Reynolds", "Schmidt")]
+    names = ("Reynolds", "Schmidt")
+    a = [errors([row(seed, p)[0] for seed in range(3)], range(N)) for p in names]
+    b = [errors([row(seed, p)[0] for seed in (3, 4)], range(N)) for p in names]
     counts = draw(N, 30)
-    want = [bootstrap(x, counts)["mse"] - bootstrap(y, counts)["mse"] for x, y in zip(a, b, strict=True)]
-    assert paired(a, b, counts) == pytest.approx(np.mean(want, axis=0))
+    one, two = (np.mean([scores(found, counts)["mse"] for found in side], axis=0) for side in (a, b))
+    assert paired(a, b, counts) == interval(one, -two, n=N)
+    assert paired(a, b, counts).value == pytest.approx(one[:, 0].mean() - two[:, 0].mean())
 
 
 def test_r2_of_equal_truth_is_undefined():
     found = errors([row()[0]], range(N))
     same = type(found)(found.squared, found.absolute, np.full((1, N), 0.3), found.weight)
-    got = interval(bootstrap(same, draw(N, 10))["r2"])
+    got = interval(scores(same, draw(N, 10))["r2"], n=N)
     assert math.isnan(got.value) and math.isnan(got.low) and math.isnan(got.high)
 
 

@@ -48,6 +48,11 @@ def test_a_row_for_every_objective_probe_and_parameter(probed):
         assert len(row.fingerprint) == 16
         assert row.encoder == ("" if row.objective in {"mean", "statistics"} else "conv_tiny")
         assert row.step == (6 if row.objective in {"jepa", "views"} else 0)
+        assert (row.splits, row.shared, row.labels, row.layer) == ("well", 0, 1.0, "")
+        assert set(row.space) == {"rank", "between", "within"} and len(row.plane) == 12
+        trained = row.objective in {"jepa", "views"}
+        assert not row.cost if row.encoder == "" else row.cost["windows"] == 6 * 8 * trained
+        assert row.encoder == "" or (row.cost["weights"] > 1000 and (row.cost["seconds"] > 0) == trained)
     value = {(r.objective, r.probe, r.parameter): r.value for r in rows}
     assert value["mean", "ridge", "Reynolds"] == pytest.approx(1.0, abs=1e-4), "predicting the mean scores 1"
     assert value["statistics", "ridge", "Reynolds"] < 0.5
@@ -80,7 +85,7 @@ def test_finetune_is_for_runs_and_says_so(probed, datasets, tmp_path, capsys):
         (objective, "finetune", 2) for objective in ("random", "jepa", "views")
     }
     (section,) = table(rows, 100)
-    assert "finetune trains the encoder too." in markdown([section], ["a.png"])
+    assert "finetune trains the encoder too." in markdown([section])
 
 
 def test_unfinished_runs_are_skipped_or_refused(probed, datasets, tmp_path, capsys):
@@ -151,3 +156,51 @@ def test_a_strangers_run_may_not_import_what_it_likes(probed, tmp_path):
     config.write_text(text.replace(target, f"{target}\n  projection: {{_target_: posix.getcwd}}"))
     with pytest.raises(UserError, match="posix.getcwd is not allowed"):
         probe.main([f"run={copy}", "probe=ridge"])
+
+
+def test_label_fractions_are_rows_of_their_own(probed, datasets, tmp_path, capsys):
+    shutil.copytree(probed / "dev", tmp_path / "dev", ignore=shutil.ignore_patterns("*.jsonl"))
+    fit(arguments(datasets, tmp_path, "objective=supervised", "data.labels=0.25"))
+    line = arguments(datasets, tmp_path, "probe=[ridge,attentive]", "probe.attentive.epochs=1", "labels=[0.25,1]")
+    probe.main(line)
+    rows = read(tmp_path / "dev" / "results.jsonl")
+    assert {(r.objective, r.labels) for r in rows} == {
+        *((o, share) for o in ("random", "jepa", "views") for share in (0.25, 1.0)), ("supervised", 0.25)
+    }  # fmt: skip
+    assert "jepa, 25 % of labels: ridge" in capsys.readouterr().err
+    assert {r.n for r in rows} == {24}, "test is whole"
+    assert len({r.key for r in rows}) == len(rows)
+    value = {(r.labels, r.parameter): r.value for r in rows if (r.objective, r.probe) == ("views", "ridge")}
+    assert value[0.25, "Reynolds"] != value[1.0, "Reynolds"]
+    with pytest.raises(UserError, match="labels: 2 is no share"):
+        probe.main([*line, "labels=[2]"])
+
+
+def test_layers_are_read_one_by_one(probed, datasets, tmp_path):
+    shutil.copytree(probed / "dev", tmp_path / "dev", ignore=shutil.ignore_patterns("*.jsonl"))
+    line = arguments(datasets, tmp_path, "probe=[ridge,attentive]", "probe.attentive.epochs=1", "controls=[statistics]")
+    probe.main([*line, "layers=all"])
+    rows = read(tmp_path / "dev" / "results.jsonl")
+    assert {r.layer for r in rows if r.objective == "statistics"} == {""}
+    assert {(r.probe, r.layer) for r in rows if r.objective == "jepa"} == {
+        ("ridge", ""), ("attentive", ""), ("ridge", "1"), ("ridge", "2")}  # fmt: skip
+    value = {(r.layer, r.parameter): r.value for r in rows if (r.objective, r.probe) == ("jepa", "ridge")}
+    assert value["2", "Reynolds"] == pytest.approx(value["", "Reynolds"], rel=1e-3), "the last layer is the output"
+    assert value["1", "Reynolds"] != pytest.approx(value["", "Reynolds"], rel=1e-3)
+    with pytest.raises(UserError, match="layers: conv_tiny has layers 1 to 2, not 3"):
+        probe.main([*line, "layers=[3]"])
+
+
+def test_a_run_is_not_probed_on_what_it_was_trained_on(probed, datasets):
+    (run,) = (probed / "dev").glob("*views*")
+    with pytest.raises(UserError, match="was trained with well and has seen what holdout tests on"):
+        probe.main(arguments(datasets, probed, f"run={run}", "data.split=holdout"))
+
+
+def test_held_out_physics_from_training_to_rows(datasets, tmp_path):
+    line = arguments(datasets, tmp_path, "objective=random", "data.split=holdout", "controls=[statistics]")
+    fit(line)
+    probe.main([*line, "probe=ridge"])
+    rows = read(tmp_path / "dev" / "results.jsonl")
+    assert {(r.objective, r.splits) for r in rows} == {("random", "holdout"), ("statistics", "holdout")}
+    assert all(len(set(r.truth)) == 1 and len(r.trajectories) == 12 for r in rows), "one pair of four is test's"

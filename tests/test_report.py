@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from physrep import report
+from physrep import published, report, sweep
 from physrep.errors import UserError
-from physrep.figures import curves, predictions
-from physrep.metrics import draw
+from physrep.figures import budget, curves, drawn, efficiency, embedding, predictions
+from physrep.metrics import draw, interval
 from physrep.render import as_csv, latex, markdown, show, text
 from physrep.results import append, make_rows
-from physrep.tables import grids, table
+from physrep.tables import best, grids, table
 
 N, WINDOWS = 30, 2
 NOISE = {"mean": None, "statistics": 0.5, "random": 0.7, "supervised": 0.2, "jepa": 0.3, "vicreg": 0.4}
@@ -32,14 +32,20 @@ def rows(objective="jepa", probe="ridge", seed=0, parameters=("Reynolds", "Schmi
     noise = NOISE[objective]
     guess = np.zeros_like(z) if noise is None else z + noise * rng.standard_normal(z.shape)
     about = {
-        "data": "shear_flow", "objective": objective, "encoder": "" if objective in ("mean", "statistics") else "conv",
-        "probe": probe, "seed": seed, "split": "test", "run": f"runs/demo/{objective}-{seed}", "config": objective,
-        "commit": "abc1234", "fingerprint": "f00d", "step": 100, "chosen": {},
+        "data": "shear_flow", "variant": "", "objective": objective,
+        "encoder": "" if objective in ("mean", "statistics") else "conv",
+        "probe": probe, "seed": seed, "splits": "well", "split": "test", "shared": 0, "labels": 1.0, "layer": "",
+        "space": {"rank": 3.5, "between": 0.2, "within": 0.1},
+        "cost": {"weights": 1000, "windows": 3200, "seconds": 12.5 + len(objective) + seed, "device": "cpu"},
+        "run": f"runs/demo/{objective}-{seed}", "config": objective, "commit": "abc1234", "fingerprint": "f00d",
+        "step": 100, "chosen": {},
     }  # fmt: skip
+    if objective in ("mean", "statistics", "random"):
+        about["cost"] = {**about["cost"], "windows": 0} if objective == "random" else {}
     return make_rows(
         torch.tensor(guess), torch.tensor(z), torch.arange(n).repeat_interleave(WINDOWS),
         scales={name: "linear" if name == "Schmidt" else "log10" for name in parameters},
-        centers=[4.5, 5.0], spreads=[0.5, 3.0],
+        centers=[4.5, 5.0], spreads=[0.5, 3.0], plane=torch.tensor(z),
         key="/".join(map(str, [objective, probe, seed, *changes.values()])), **about | changes,
     )  # fmt: skip
 
@@ -63,26 +69,37 @@ def cell(sections, objective, probe, parameter, metric="mse", by="window", minus
 def test_cells_are_those_of_naive_loops():
     made = several(seeds=3)
     sections = table(made, resamples=60)
-    counts, seeds = draw(N, 60, 0), draw(3, 60, 1)
+    counts = draw(N, 60, 0)
 
     def samples(objective, parameter):
         of = [r for r in made if (r.objective, r.probe, r.parameter) == (objective, "ridge", parameter)]
         return np.array([
-            sum(seeds[r, s] * sum(c * e for c, e in zip(counts[r], row.squared_error, strict=True)) / counts[r].sum()
-                for s, row in enumerate(of)) / seeds[r].sum()
-            for r in range(61)
+            [sum(c * e for c, e in zip(count, row.squared_error, strict=True)) / count.sum() for count in counts]
+            for row in of
         ])  # fmt: skip
+
+    def same(got, *groups):
+        want = interval(*groups, n=N)
+        assert (got.value, got.low, got.high) == pytest.approx((want.value, want.low, want.high))
+        assert got.low < got.value < got.high
 
     both = {o: [samples(o, p) for p in ("Reynolds", "Schmidt")] for o in ("jepa", "random")}
     got = cell(sections, "jepa", "ridge", "Reynolds")
     of = [row for row in made if (row.objective, row.probe, row.parameter) == ("jepa", "ridge", "Reynolds")]
     assert got.value == pytest.approx(np.mean([row.value for row in of]))
-    assert (got.low, got.high) == pytest.approx(tuple(np.quantile(both["jepa"][0][1:], [0.025, 0.975])))
-    got, want = cell(sections, "jepa", "ridge", "average"), np.mean(both["jepa"], axis=0)
-    assert (got.value, got.low) == pytest.approx((want[0], np.quantile(want[1:], 0.025)))
-    got, want = cell(sections, "jepa", "ridge", "average", minus="random"), want - np.mean(both["random"], axis=0)
-    assert (got.value, got.high) == pytest.approx((want[0], np.quantile(want[1:], 0.975)))
+    same(got, both["jepa"][0])
+    jepa, base = (np.mean(both[objective], axis=0) for objective in ("jepa", "random"))
+    same(cell(sections, "jepa", "ridge", "average"), jepa)
+    same(cell(sections, "jepa", "ridge", "average", minus="random"), jepa, -base)
     assert got.seeds == 3 and cell(sections, "mean", "ridge", "average").value == pytest.approx(1, abs=0.35)
+
+
+def test_no_interval_goes_beyond_what_a_metric_can_be():
+    wild = [replace(row, squared_error=[9 * e for e in row.squared_error]) for row in rows(seed=1)]
+    sections = table(rows() + wild, resamples=60)
+    got = cell(sections, "jepa", "ridge", "average")
+    assert got.low == 0 < got.high
+    assert cell(sections, "jepa", "ridge", "average", "r2").high == 1
 
 
 def test_mae_is_in_physical_units_and_by_trajectory_is_of_the_mean_prediction():
@@ -148,15 +165,23 @@ def test_an_average_is_of_the_seeds_that_have_all_parameters():
 
 
 def test_other_data_and_fingerprints_are_sections_of_their_own_with_a_warning():
-    made = several(["random", "jepa"]) + rows(fingerprint="beef") + rows(data="rayleigh_benard", split="holdout")
+    made = several(["random", "jepa"]) + rows(fingerprint="beef") + rows(data="rayleigh_benard")
+    made += rows(splits="holdout") + rows(splits="extrapolate")
     sections = table(made, resamples=20)
-    assert [(s.data, s.fingerprint) for s in sections] == [
-        ("rayleigh_benard", "f00d"), ("shear_flow", "beef"), ("shear_flow", "f00d"),
+    assert [(s.data, s.splits, s.fingerprint) for s in sections] == [
+        ("rayleigh_benard", "well", "f00d"), ("shear_flow", "well", "beef"), ("shear_flow", "well", "f00d"),
+        ("shear_flow", "holdout", "f00d"), ("shear_flow", "extrapolate", "f00d"),
     ]  # fmt: skip
+    for section, sentence in zip(sections[2:], ["the dataset's own", "combinations", "extreme"], strict=True):
+        assert sum(sentence in note for note in section.notes) == 1
+    assert not any("Warning" in note for section in sections[3:] for note in section.notes)
     assert sections[1].notes[0] == "Warning: rows of test beef are not comparable with those of test f00d."
     assert "not comparable" in sections[2].notes[0] and "not comparable" not in " ".join(sections[0].notes)
     titles = [line for line in text(sections).splitlines() if line.startswith(("rayleigh", "shear"))]
-    assert titles == ["rayleigh_benard, holdout", "shear_flow, test beef", "shear_flow, test f00d"]
+    assert titles == [
+        "rayleigh_benard, test", "shear_flow, test beef", "shear_flow, test f00d", "shear_flow, test of holdout",
+        "shear_flow, test of extrapolate",
+    ]  # fmt: skip
 
 
 def test_what_weakens_a_table_is_said():
@@ -171,6 +196,13 @@ def test_what_weakens_a_table_is_said():
     assert "Commit: abc1234." in sound
     assert "12 trajectories are few" in notes(several(n=12))
     assert "different trajectories" in notes(rows() + rows("random", n=25))
+    assert "7 of test's 30 trajectories start from a state that train has" in notes(rows(shared=7))
+    assert "of one seed (mean, statistics) it is of trajectories alone." in sound
+    assert "of one seed it is" in notes(several(["random", "jepa"]))
+    assert "of one seed (all here) it is" in notes(several(["mean", "statistics"]))
+    cost = {**rows()[0].cost, "windows": 6400}
+    said = notes(several() + rows("vicreg", seed=5, cost=cost) + rows("jepa", seed=5, cost=cost))
+    assert "Warning: budgets differ: windows seen are 3,200 (supervised, jepa, vicreg); 6,400 (jepa, vicreg)." in said
     changed = [replace(row, scale="linear") for row in rows("random")]
     assert "Reynolds is standardised in more than one way" in notes(rows() + changed)
 
@@ -178,14 +210,15 @@ def test_what_weakens_a_table_is_said():
 def test_differences_are_to_the_untrained_encoder_of_the_same_architecture():
     made = [r for e in ("conv", "vit") for r in several(["random", "jepa"], encoder=e)] + rows("mean", seed=0)
     (section,) = table(made, resamples=30)
-    main, _, difference = grids(section)
+    main, _, difference, _ = grids(section)
     assert main.stub == ["objective", "encoder", "seeds"]
     assert [labels[:2] for labels, _ in difference.lines] == [["jepa", "conv"], ["jepa", "vit"]]  # mean: which random?
     assert [c.minus for c in section.cells if c.objective == "random" and c.minus] == []
     (section,) = table(several(["random", "mean"]), resamples=30)
     assert [labels[0] for labels, _ in grids(section)[2].lines] == ["mean"]
     for other in ([], several(["random"], encoder="vit")):
-        assert len(grids(table(several(["jepa"]) + other, resamples=30)[0])) == 2  # nothing to compare with
+        titles = [grid.title for grid in grids(table(several(["jepa"]) + other, resamples=30)[0])]
+        assert len(titles) == 3 and not any("minus" in title for title in titles)  # nothing to compare with
 
 
 GOLDEN = """\
@@ -196,7 +229,7 @@ Standardised MSE by window (lower is better; predicting the mean scores 1)
                   ridge
 objective  seeds  Reynolds
 --------------------------------------
-mean       1      0.667 [0.483, 0.828]
+mean       1      0.667 [0.475, 0.835]
 random     1      0.250 [0.250, 0.250]
 jepa       1      0.062 [0.062, 0.062]
 
@@ -205,16 +238,16 @@ Other metrics (MSE standardised, MAE in physical units)
                       ridge
 parameter  objective  MSE by trajectory     R2 by window           R2 by trajectory       MAE by window      MAE by traj
 ------------------------------------------------------------------------------------------------------------------------
-Reynolds   mean       0.667 [0.483, 0.828]  0.000 [-0.208, 0.000]  0.000 [-0.208, 0.000]  26.7 [19.3, 33.1]  26.7 [19.3,
-Reynolds   random     0.250 [0.250, 0.250]  0.625 [0.461, 0.696]   0.625 [0.461, 0.696]   20.0 [20.0, 20.0]  20.0 [20.0,
-Reynolds   jepa       0.062 [0.062, 0.062]  0.906 [0.865, 0.924]   0.906 [0.865, 0.924]   10.0 [10.0, 10.0]  10.0 [10.0,
+Reynolds   mean       0.667 [0.475, 0.835]  0.000 [-0.217, 0.000]  0.000 [-0.217, 0.000]  26.7 [19.0, 33.4]  26.7 [19.0,
+Reynolds   random     0.250 [0.250, 0.250]  0.625 [0.454, 0.699]   0.625 [0.454, 0.699]   20.0 [20.0, 20.0]  20.0 [20.0,
+Reynolds   jepa       0.062 [0.062, 0.062]  0.906 [0.863, 0.925]   0.906 [0.863, 0.925]   10.0 [10.0, 10.0]  10.0 [10.0,
 
 MSE minus that of random, paired (below 0 is better; * interval excludes 0)
 
                   ridge
 objective  seeds  Reynolds
 -------------------------------------------
-mean       1      0.417 [0.233, 0.578] *
+mean       1      0.417 [0.225, 0.585] *
 jepa       1      -0.188 [-0.188, -0.188] *
 """
 
@@ -225,8 +258,10 @@ def exact(objective, off):
     (row,) = make_rows(
         truth + off if off is not None else torch.zeros_like(truth), truth, torch.arange(30),
         scales={"Reynolds": "linear"}, centers=[100.0], spreads=[40.0], key=objective,
-        **{k: getattr(first, k) for k in ("data", "objective", "encoder", "probe", "seed", "split", "run", "config",
-                                          "commit", "fingerprint", "step", "chosen")},
+        **{k: getattr(first, k) for k in ("data", "objective", "encoder", "variant", "probe", "seed", "splits", "split",
+                                          "shared",
+                                          "labels", "layer", "space", "cost", "run", "config", "commit", "fingerprint",
+                                          "step", "chosen")},
     )  # fmt: skip
     return row
 
@@ -235,15 +270,15 @@ def test_golden_table():
     sections = table([exact("jepa", 0.25), exact("random", -0.5), exact("mean", None)], resamples=2000)
     got = "\n".join(line[:120] for line in text(sections).splitlines())
     assert got.startswith("\n".join(line[:120] for line in GOLDEN.splitlines())), got
-    page = markdown(sections, ["predictions.png"])
+    page = markdown(sections, [{"predictions.png": "Predicted"}])
     assert "| jepa | 1 | **0.062 [0.062, 0.062]** |" in page and "| random | 1 | 0.250 [0.250, 0.250] |" in page
-    assert "**-0.188 [-0.188, -0.188] \\***" in page and "](predictions.png)" in page
+    assert "**-0.188 [-0.188, -0.188] \\***" in page and "![Predicted](predictions.png)" in page
 
 
 def test_the_best_of_a_column_is_bold_once():
     page = markdown(table(several(), resamples=20))
     tables = page.split("###")[1:]
-    for lines, groups in zip(tables, (1, 2, 1), strict=True):
+    for lines, groups in zip(tables, (1, 2, 1, 0), strict=True):
         body = [line.split(" | ") for line in lines.splitlines() if line.startswith("| ") and "---" not in line][1:]
         for column in range(2, len(body[0])):
             assert sum("**" in line[column] for line in body) == groups
@@ -289,7 +324,8 @@ def test_csv_holds_every_cell_in_full():
     assert len(lines) == len(sections[0].cells) and lines[0]["fingerprint"] == "f00d"
     for line, c in zip(lines, sections[0].cells, strict=True):
         assert (line["objective"], line["by"], line["minus"]) == (c.objective, c.by, c.minus)
-        assert (float(line["value"]), float(line["high"])) == (c.value, c.high)
+        assert float(line["value"]) == c.value
+        assert line["high"] == ("" if c.by == "run" else repr(c.high))
 
 
 def test_latex_has_every_cell_and_is_balanced():
@@ -300,8 +336,8 @@ def test_latex_has_every_cell_and_is_balanced():
     assert made.count("{") == made.count("}")
     for grid in grids(sections[0]):
         for labels, cells in grid.lines:
-            line = next(at for at in made.splitlines() if at.startswith(" & ".join(labels).replace("_", r"\_")))
-            assert line.count(" & ") == len(grid.stub) + len(grid.heads) - 1
+            start, columns = " & ".join(labels).replace("_", r"\_"), len(grid.stub) + len(grid.heads)
+            assert any(at.startswith(start) and at.count(" & ") == columns - 1 for at in made.splitlines())
             assert all(show(cell).rstrip(" *").replace("–", "--") in made for cell in cells)
     assert "\\textbf{" in made
     assert "%" not in made.replace("\\%", "").replace("{!}{%", "").split("\n", 1)[1]
@@ -316,13 +352,16 @@ def test_undefined_r2_is_a_dash_and_empty_in_csv():
 
 def test_the_report_is_made_again_from_the_rows_alone(tmp_path, capsys):
     results = tmp_path / "dev" / "results.jsonl"
-    append(results, several())
+    append(results, several(["random", "jepa", "vicreg"], ["ridge"]))
     command = [f"runs={tmp_path}", "experiment=dev", "resamples=50"]
     report.main(command)
     said = capsys.readouterr().out
     out = tmp_path / "dev" / "report"
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    assert sorted(before) == ["predictions.png", "report.html", "table.csv", "table.md", "table.tex"]
+    pictures = ["budget.png", "embedding.png", "predictions.png"]
+    assert sorted(before) == [*pictures, "report.html", "table.csv", "table.md", "table.tex"]
+    assert all(f"]({name})" in before["table.md"].decode() for name in pictures)
+    assert "Missing" not in said
     for path in list(out.parent.iterdir()):
         if path != results:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -373,7 +412,9 @@ def test_sections_have_a_figure_each(tmp_path):
         "table.csv",
         "table.tex",
         "predictions_1.png",
+        "embedding_1.png",
         "predictions_2.png",
+        "embedding_2.png",
     ]
     assert all(path.exists() for path in written)
     assert "(predictions_2.png)" in (tmp_path / "table.md").read_text("utf-8")
@@ -390,7 +431,7 @@ def test_the_figure_is_a_picture_with_an_axis_for_each_cell(tmp_path):
     r2 = cell([section], "jepa", "attentive", "Reynolds", "r2").value
     assert corners[2] == f"MSE {want.value:.3f}\nR² {r2:.2f}"
     assert [axis.get_title() for axis in figure.axes[:4]] == ["mean", "random", "jepa", ""]
-    (report_path,) = [path for path in report.write("dev", [section], tmp_path) if path.suffix == ".png"]
+    (report_path,) = [path for path in report.write("dev", [section], tmp_path) if path.name == "predictions.png"]
     picture = matplotlib.image.imread(report_path)
     height, width = picture.shape[:2]
     assert 800 < height < 3000 and 800 < width < 3000
@@ -398,7 +439,7 @@ def test_the_figure_is_a_picture_with_an_axis_for_each_cell(tmp_path):
 
 
 def test_points_lie_where_the_rows_say_and_those_beyond_the_axes_at_their_edge():
-    made = rows("jepa")
+    made = [replace(row, truth=np.linspace(-1, 1, N).tolist()) for row in rows("jepa", parameters=["Reynolds"])]
     made[0] = replace(made[0], prediction=[40.0, *made[0].prediction[1:]])
     (section,) = table(made, resamples=20)
     axis = predictions(section).axes[0]
@@ -406,6 +447,20 @@ def test_points_lie_where_the_rows_say_and_those_beyond_the_axes_at_their_edge()
     assert len(inside) == N - 1 and above.tolist() == [[4.0, 5.25]]  # log10; the truth is 4 to 5
     assert np.asarray(inside) == pytest.approx(np.stack([made[0].truth, made[0].prediction], 1)[1:] * 0.5 + 4.5)
     assert axis.get_xlim() == axis.get_ylim() == (3.75, 5.25)
+
+
+def test_points_of_one_truth_stand_side_by_side_and_have_a_median_and_bars():
+    (made, _) = rows("jepa")
+    axis = predictions(table([made], resamples=20)[0]).axes[0]
+    inside, _, _, bars, medians = axis.collections
+    x, y = np.asarray(inside.get_offsets()).T
+    truth = np.multiply(made.truth, 0.5) + 4.5
+    assert np.ptp(x[made.truth == np.min(made.truth)]) == pytest.approx(0.25 * 9 / 10)  # half of the way to the next
+    assert np.abs(x - truth).max() < 0.25 / 2 and len(set(x)) == N
+    assert np.asarray(medians.get_offsets())[:, 0].tolist() == [4.0, 4.5, 5.0]
+    assert medians.get_offsets()[1][1] == pytest.approx(np.median(y[np.isclose(truth, 4.5)]))
+    (start, end), sd = bars.get_segments()[0], math.sqrt(made.squared_error[0] - (made.prediction[0] + 1) ** 2)
+    assert (end[1] - start[1]) / 2 == pytest.approx(0.5 * sd)
 
 
 class Seen(HTMLParser):
@@ -433,7 +488,7 @@ class Seen(HTMLParser):
 
 
 def test_the_page_holds_all_cells_and_pictures_and_needs_no_other_file(tmp_path):
-    sections = table(several(run=str(tmp_path / "run <1>")), resamples=50)
+    sections = table(several(["mean", "random", "jepa", "vicreg"], run=str(tmp_path / "run <1>")), resamples=50)
     (tmp_path / "run <1>").mkdir()
     (tmp_path / "run <1>" / "metrics.csv").write_text(
         "step,name,value\n0,valid/loss,2\n9,valid/loss,1\n9,probe/mse,0.5\n"
@@ -445,7 +500,7 @@ def test_the_page_holds_all_cells_and_pictures_and_needs_no_other_file(tmp_path)
     shown = {cell.strip() for cell in seen.cells}
     assert {show(cell) for grid in grids(sections[0]) for _, cells in grid.lines for cell in cells} <= shown
     assert {row.key for row in sections[0].rows} | {str(tmp_path / "run <1>")} <= shown
-    assert len(seen.images) == 2
+    assert len(seen.images) == 4
     assert all(image.startswith("data:image/png;base64,iVBOR") for image in seen.images)
     assert not [link for link in seen.links if not link.startswith("#")]
 
@@ -460,3 +515,209 @@ def test_curves_are_of_the_runs_that_are_there(tmp_path):
     axis = curves(table(made, resamples=20)[0]).axes[0]
     assert [list(line.get_ydata()) for line in axis.lines] == [[1.0, 0.25], [1.0, 2.0]]
     assert [list(line.get_xdata()) for line in axis.lines] == [[0, 10], [0, 10]]
+
+
+def wide():
+    """Rows of everything there is: shares of labels, layers, seeds."""
+    made = several()
+    for objective in ("statistics", "random", "jepa"):
+        for labels in (0.1, 0.01):
+            for seed in range(1 if objective == "statistics" else 2):
+                made += rows(objective, seed=seed, labels=labels)
+    for objective in ("random", "jepa"):
+        for layer in ("stage10", "stage2"):
+            made += rows(objective, layer=layer)
+    return made
+
+
+def lay(sections, start):
+    """The grid whose title starts so."""
+    (grid,) = [grid for grid in grids(sections[0]) if grid.title.startswith(start)]
+    return grid
+
+
+def test_shares_of_labels_and_layers_have_tables_of_their_own():
+    sections, alone = table(wide(), resamples=40), table(several(), resamples=40)
+    for grid, same in zip(grids(sections[0])[:3], grids(alone[0])[:3], strict=True):
+        assert grid == same
+    grid = lay(sections, "Label efficiency (MSE by window, average")
+    assert grid.heads == [("ridge", "1 %"), ("ridge", "10 %"), ("ridge", "100 %")]
+    lines = {labels[0]: cells for labels, cells in grid.lines}
+    assert set(lines) == {"statistics", "random", "jepa"} and lines["statistics"][0].seeds == 1
+    want = [row.value for seed in range(2) for row in rows("jepa", seed=seed, labels=0.1)]
+    assert lines["jepa"][1].value == pytest.approx(np.mean(want))
+    grid = lay(sections, "By layer")
+    assert grid.heads == [("ridge", "stage2"), ("ridge", "stage10"), ("ridge", "output")]
+    assert [labels[:2] for labels, _ in grid.lines] == [["random", "1-2"], ["jepa", "1-2"]]
+    notes = " ".join(sections[0].notes)
+    assert "Label efficiency: probes are told" in notes and "Label efficiency" not in " ".join(alone[0].notes)
+    for made in (markdown(sections), text(sections), latex(sections)):
+        assert "By layer" in made and "Label efficiency" in made
+    assert "0.01,," in as_csv(sections) and "1.0,stage10," in as_csv(sections)
+
+
+def test_rows_of_a_share_of_labels_alone_make_a_report(tmp_path):
+    sections = table(rows(labels=0.1) + rows(labels=0.5), resamples=20)
+    assert [grid.title.split(" (")[0] for grid in grids(sections[0])] == ["Label efficiency", "Representation and cost"]
+    assert [path.name for path in report.write("dev", sections, tmp_path)][4:] == ["efficiency.png"]
+
+
+def test_what_a_representation_is_and_took_is_averaged_over_seeds():
+    made = several(["statistics", "random", "jepa"]) + rows("jepa", "a_finetuned_probe", space={})
+    made = [replace(row, space={} if row.objective == "statistics" else row.space) for row in made]
+    sections = table(made, resamples=20)
+    grid = lay(sections, "Representation and cost")
+    lines = {labels[0]: (labels[1:], [show(cell) for cell in cells]) for labels, cells in grid.lines}
+    assert lines == {
+        "random": (["2", "cpu"], ["1,000", "100", "0", "19.0", "3.50", "0.200", "0.100"]),
+        "jepa": (["2", "cpu"], ["1,000", "100", "3,200", "17.0", "3.50", "0.200", "0.100"]),
+    }
+    assert "| jepa | 2 | cpu | 1,000 | 100 | 3,200 | 17.0 | 3.50 | 0.200 | 0.100 |" in markdown(sections)
+    assert "jepa,conv,,1.0,,,seconds,run,,17.0,,,2\n" in as_csv(sections)
+    assert not [g for g in grids(table(rows("mean", space={}), resamples=5)[0]) if g.title.startswith("Repr")]
+
+
+def test_published_numbers_stand_apart_and_only_on_request():
+    made = several()
+    plain, (section,) = table(made, resamples=20), table(made, resamples=20, beside=True)
+    assert section.cells == plain[0].cells and grids(section)[:-1] == grids(plain[0])
+    grid = grids(section)[-1]
+    assert grid.title.startswith("Published, not by this code") and "published" not in text(plain).lower()
+    lines = {labels[0]: [show(cell) for cell in cells] for labels, cells in grid.lines}
+    assert grid.heads == [("published", f"{n} % of labels") for n in (10, 50, 100)]
+    assert lines["JEPA"] == ["0.570", "0.400", "0.380"] and lines["MPP"] == ["–", "–", "0.590"]
+    assert "2603.13227" in section.notes[-1] and "valid instead of test" in section.notes[-1]
+    assert not best(grid) and "**0.380**" not in markdown([section])
+    assert sum(",published," in line for line in as_csv([section]).splitlines()) == 8
+    made = rows(data="shear_flow_small") + rows(splits="holdout")
+    for other in table(made, resamples=20, beside=True):
+        assert not other.published and "ublished" not in " ".join(other.notes)
+
+
+def test_published_gains_are_those_that_the_abstract_claims():
+    gains = [1 - of["JEPA"][1.0] / of["VideoMAE"][1.0] for of in published.MSE.values()]
+    assert [round(100 * gain) for gain in gains] == [51, 43, 28]
+
+
+def few(**changes):
+    """Rows that are quickly drawn."""
+    return [replace(row, plane=[]) for row in rows(parameters=["Reynolds"], **changes)]
+
+
+def grid_of(tmp_path, monkeypatch):
+    """An experiment of three seeds in the current folder, and the names of its runs."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "experiments" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(
+        "groups: {data: shear_flow_small}\nsweep: [{objective: jepa, seed: [0, 1, 2, 3]}]\n"
+    )
+    return [cell.folder for cell in sweep.cells(["experiment=mine", "runs=runs"])]
+
+
+def test_what_a_grid_lacks_is_said(tmp_path, monkeypatch, capsys):
+    first, second, third, _ = grid_of(tmp_path, monkeypatch)
+    append("runs/mine/results.jsonl", few(run=str(first)))
+    for folder in (first, third):
+        folder.mkdir()
+        (folder / "summary.json").write_text("{}")
+    (tmp_path / "runs/mine/logs").mkdir()
+    (tmp_path / "runs/mine/logs" / f"{second.name}.log").write_text("physrep: loss is <nan> at step 7\n")
+    report.main(["experiment=mine", "resamples=20"])
+    want = "Missing: of 4 planned runs 1 failed, 1 not probed, 1 pending."
+    why = f"Failed: {second.name}: physrep: loss is <nan> at step 7"
+    out = tmp_path / "runs/mine/report"
+    assert f"- {want}\n- {why}\n" in (out / "table.md").read_text()
+    assert f"% {why}" in (out / "table.tex").read_text()
+    assert "loss is &lt;nan&gt; at step 7" in (out / "report.html").read_text()
+    assert capsys.readouterr().out.startswith(want)
+
+
+def test_rows_are_enough(tmp_path, monkeypatch):
+    """Where no run folder is left, or all runs have rows, the table is the rows' and nothing is missing."""
+    runs = grid_of(tmp_path, monkeypatch)
+    append(
+        "runs/mine/results.jsonl", [row for seed, run in enumerate(runs[:2]) for row in few(seed=seed, run=str(run))]
+    )
+    (tmp_path / "runs/mine/logs").mkdir()
+    report.main(["experiment=mine", "resamples=20"])
+    alone = (tmp_path / "runs/mine/report/table.md").read_text()
+    assert "Missing" not in alone
+    for run in runs[2:]:
+        run.mkdir()
+    report.main(["experiment=mine", "resamples=20"])
+    assert (tmp_path / "runs/mine/report/table.md").read_text() == f"- Missing: of 4 planned runs 2 pending.\n\n{alone}"
+    append("runs/mine/results.jsonl", [row for seed in (2, 3) for row in few(seed=seed, run=str(runs[seed]))])
+    report.main(["experiment=mine", "resamples=20"])
+    assert "Missing" not in (tmp_path / "runs/mine/report/table.md").read_text()
+
+
+def test_a_plan_that_cannot_be_read_is_said_and_no_more(tmp_path, monkeypatch, capsys):
+    grid_of(tmp_path, monkeypatch)
+    append("runs/mine/results.jsonl", few())
+    (tmp_path / "experiments/mine/config.yaml").write_text("sweep: [{objective: jepe}]\n")
+    report.main(["experiment=mine", "resamples=20"])
+    assert capsys.readouterr().out.startswith("Warning: what the experiment plans is not known (objective=jepe:")
+
+
+def test_figures_are_drawn_of_what_there_is():
+    def names(made):
+        return list(drawn(table(made, resamples=10)[0]))
+
+    assert names([replace(row, plane=[]) for row in rows()]) == ["predictions"]
+    assert names(wide()) == ["predictions", "efficiency", "budget", "embedding"]
+    assert names(several(["random", "jepa"])) == ["predictions", "embedding"]  # one objective has a budget
+    assert names(rows(layer="stage1")) == []
+
+
+def test_curves_of_label_efficiency_pass_through_the_cells():
+    sections = table(wide(), resamples=40)
+    (axis,) = efficiency(sections[0]).axes
+    lines = {line.get_label(): line for line in axis.lines}
+    assert set(lines) == {"statistics", "random conv", "jepa conv"}  # the others have all labels only
+    assert lines["jepa conv"].get_xdata().tolist() == [0.01, 0.1, 1.0]
+    want = next(cells for labels, cells in lay(sections, "Label").lines if labels[0] == "jepa")
+    assert lines["jepa conv"].get_ydata().tolist() == [cell.value for cell in want]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["1 %", "10 %", "100 %"]
+
+
+def test_errors_stand_over_seconds_or_windows_where_devices_differ():
+    axis = budget(table(several(), resamples=20)[0]).axes[1]
+    points = {bars.get_label(): bars.lines[0].get_xdata().tolist() for bars in axis.containers}
+    assert points == {"supervised conv": [23.0], "jepa conv": [17.0], "vicreg conv": [19.0]}
+    assert axis.get_xlabel() == "seconds of pretraining"
+    levels = {line.get_label() for line in axis.lines} & {"mean", "statistics", "random conv"}
+    assert len(levels) == 3
+    made = [replace(row, cost={**row.cost, "device": row.seed}) if row.cost else row for row in several()]
+    assert budget(table(made, resamples=20)[0]).axes[1].get_xlabel() == "windows seen in pretraining"
+
+
+def test_planes_are_of_the_first_seed_and_coloured_by_the_parameter():
+    made = several(["random", "jepa"], seeds=2)
+    made = [replace(row, plane=[[row.seed + x, y] for x, y in row.plane]) for row in made]
+    figure = embedding(table(made, resamples=10)[0])
+    assert [axis.get_title() for axis in figure.axes[:4]] == ["random", "jepa", "", ""]
+    (points,) = figure.axes[1].collections
+    (row,) = [r for r in made if (r.objective, r.seed, r.probe, r.parameter) == ("jepa", 0, "ridge", "Reynolds")]
+    assert points.get_offsets().tolist() == row.plane
+    assert np.asarray(points.get_array()) == pytest.approx(np.multiply(row.truth, 0.5) + 4.5)
+
+
+def test_many_objectives_stand_in_strips():
+    made = [replace(row, objective=f"a_rather_long_name_{i}") for i in range(19) for row in rows(probe="ridge")]
+    (section,) = table(made, resamples=10)
+    figure = predictions(section)
+    assert len(figure.axes) == 38 and figure.get_size_inches()[0] < 13
+    assert figure.axes[0].get_title() == "a_rather_long_\nname_0"
+    boxes = [axis.get_position() for axis in figure.axes]
+    assert all(0 <= box.x0 < box.x1 <= 1 and 0 <= box.y0 < box.y1 <= 1 for box in boxes)
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert len(embedding(section).axes) == 38 + 2 * 3  # and bars of colours
+
+
+def test_variants_of_an_objective_are_lines_of_their_own():
+    made = rows("random") + rows("jepa") + rows("jepa", variant="noise=0.3") + rows("vicreg", variant="cut=null")
+    (section,) = table(made, resamples=20)
+    labels = {line[0][0] for line in grids(section)[0].lines}
+    assert labels == {"random", "jepa", "jepa, noise=0.3", "vicreg"}, "what all runs have in common is not said"
+    assert not any("several configs" in note for note in section.notes)

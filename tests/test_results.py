@@ -14,9 +14,16 @@ ABOUT = {
     "data": "shear_flow",
     "objective": "jepa",
     "encoder": "conv",
+    "variant": "",
     "probe": "ridge",
     "seed": 0,
+    "splits": "well",
     "split": "test",
+    "shared": 0,
+    "labels": 1.0,
+    "layer": "",
+    "space": {"rank": 3.5, "between": 0.2, "within": 0.1},
+    "cost": {"weights": 1000, "windows": 3200, "seconds": 12.5, "device": "cpu"},
     "run": "runs/demo/a",
     "config": "c0ffee",
     "commit": "abc1234",
@@ -38,8 +45,9 @@ def rows(key="run/ridge", **changes):
     prediction, truth, trajectory = windows()
     scales = {"Reynolds": "log10", "Schmidt": "linear"}
     return make_rows(
-        prediction, truth, trajectory, scales=scales, centers=[4.5, 2.0], spreads=[0.5, 3.0], key=key, **ABOUT | changes
-    )
+        prediction, truth, trajectory, scales=scales, centers=[4.5, 2.0], spreads=[0.5, 3.0], key=key, plane=truth,
+        **ABOUT | changes,
+    )  # fmt: skip
 
 
 def test_rows_equal_loops_over_windows():

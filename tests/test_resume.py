@@ -45,13 +45,20 @@ def whole(argv, tmp_path_factory):
     return of
 
 
+def summary(folder):
+    """Return a run's summary but for the seconds that it took."""
+    held = json.loads((folder / "summary.json").read_text())
+    del held["cost"]["seconds"]
+    return held
+
+
 def same(one, other):
     """Hold two run folders against one another: weights, curves, and the last validation's summary."""
     a, b = weights(one), weights(other)
     assert a.keys() == b.keys()
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
     assert curves(one) == curves(other)
-    assert json.loads((one / "summary.json").read_text()) == json.loads((other / "summary.json").read_text())
+    assert summary(one) == summary(other)
     assert {p.name for p in (other / "checkpoints").iterdir()} == {"last.ckpt", "previous.ckpt", "best.ckpt"}
     assert torch.load(one / "checkpoints" / "best.ckpt")["global_step"] == torch.load(
         other / "checkpoints" / "best.ckpt")["global_step"]  # fmt: skip
@@ -76,6 +83,39 @@ def test_every_end_is_a_pause(whole, tmp_path, what, where, ranks):
     assert f"resumes at step {step}" in again.said
     assert again.said.count("\n") == 2, again.said
     same(uninterrupted, only_run(tmp_path))
+
+
+@pytest.mark.parametrize(("what", "where", "ranks", "said"), [
+    ("SIGTERM", "assembly", 1, "physrep: SIGTERM: stopped before the first step; the same command continues"),
+    ("SIGINT", "assembly", 1, "physrep: interrupted; the same command continues"),
+    ("SIGUSR1", "setup", 1, "physrep: SIGUSR1: stopped at step 0; the same command continues"),
+    ("SIGINT", "setup", 1, "physrep: SIGINT: stopped at step 0; the same command continues"),
+    ("SIGTERM", "step", 1, "physrep: SIGTERM: stopped at step 1; the same command continues"),
+    pytest.param("SIGTERM", "assembly", 2, "physrep: SIGTERM: stopped at step 0; the same command continues",
+                 marks=pytest.mark.slow),
+])  # fmt: skip
+def test_a_signal_before_or_in_the_first_step(whole, tmp_path, what, where, ranks, said):
+    line, uninterrupted = whole(ranks)
+    line = [*line, f"runs={tmp_path}"]
+    ended = launch(line, tmp_path, ranks, Fault(what, where, 1, rank=ranks - 1))
+    assert ended.codes == [CODES[what], *[0] * (ranks - 1)], ended.said
+    assert ended.said.splitlines()[-1] == said
+    assert "Traceback" not in ended.said
+    left = [path.name for path in tmp_path.rglob("*") if path.is_file() and path != tmp_path / "log"]
+    assert not [name for name in left if name.startswith(".")], "nothing half-written"
+    assert bool(left) == (ranks > 1 or where != "assembly"), "a process that is alone leaves no folder"
+    assert ("last.ckpt" in left) == (where == "step")
+    assert launch(line, tmp_path, ranks).codes == [0] * ranks
+    same(uninterrupted, only_run(tmp_path))
+
+
+def test_a_run_without_steps_stops_in_its_validation(argv, tmp_path):
+    line = [*argv, "objective=random", "data.batch_size=4", f"runs={tmp_path}"]
+    ended = launch(line, tmp_path, 1, Fault("SIGTERM", "validation", 0))
+    assert ended.codes == [75], ended.said
+    assert ended.said.splitlines()[-1] == "physrep: SIGTERM: stopped at step 0; the same command continues"
+    assert launch(line, tmp_path).codes == [0]
+    assert weights(only_run(tmp_path))
 
 
 def test_again_and_again_at_the_ends_of_epochs(whole, tmp_path):
@@ -136,6 +176,8 @@ def test_other_checkpoints_stay_if_asked(whole, argv, tmp_path):
     names = {p.name for p in (folder / "checkpoints").iterdir()}
     assert names == {"last.ckpt", "previous.ckpt", "best.ckpt", "step=6.ckpt", "step=8.ckpt"}
     assert folder.name == uninterrupted.name, "they make no other run"
+    again, first = weights(folder), weights(uninterrupted)
+    assert all(torch.equal(weight, first[name]) for name, weight in again.items()), "the same config, the same weights"
     assert [load(folder, checkpoint=name).step for name in ("last", "step=6")] == [8, 6]
     best = min((value, step) for (step, name), value in curves(folder).items() if name == "probe/mse")[1]
     assert load(folder, checkpoint="best").step == best

@@ -37,21 +37,23 @@ class Checkpoints(Checkpoint):
         """Recall the best score."""
         self.best = state_dict["best"]
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Keep Lightning's handler of SIGTERM away: it communicates where it is called, and ranks are elsewhere."""
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate first where the checkpoint was written for it. UserError for an epoch of broken steps.
+        """Stop, or validate where the checkpoint was written for it, before the first step.
 
-        After the last step of an epoch Lightning goes on in the next without counting it as begun, and a second resume
-        would take it for the one before.
+        Raises UserError for an epoch of broken steps. After the last step of an epoch Lightning goes on in the next
+        without counting it as begun, and a second resume would take it for the one before.
         """
         if trainer.num_training_batches % trainer.accumulate_grad_batches:
             raise distributed.agreed(UserError(
                 f"trainer.limit_train_batches: {trainer.num_training_batches} batches an epoch are no multiple of "
                 f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches}"
             ))  # fmt: skip
+        self._listen(pl_module)
+        self._leave(trainer)
         epoch: Any = trainer.fit_loop.epoch_progress
         if trainer.fit_loop.restarted_mid_epoch and epoch.current.processed == epoch.current.started:
             epoch.increment_ready()
@@ -85,6 +87,7 @@ class Checkpoints(Checkpoint):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop before the validation."""
+        self._listen(pl_module)
         self._leave(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:

@@ -52,6 +52,8 @@ class WellDataModule(LightningDataModule):
     set to their mean, clip by clip, `noise` is in units of the standardised fields. `cache` holds the training set, as
     cropped and standardised, once in half precision: in memory (`ram`) or on `disk` for all processes of a host, or on
     each one's `device`. Evaluation always reads the files, so that its numbers do not depend on it.
+    Fields are standardised by the training split; `normalise=clip` does so again for each clip by itself, which takes
+    its amplitude away (what is to be predicted keeps the scale of the clip before it).
     `split` is The Well's own (`well`), or shares all trajectories out anew: `holdout` keeps whole combinations of
     parameters for valid and test, `extrapolate` extreme values for test, and neither lets two splits start from one
     state. `labels` is the share of train's and valid's trajectories whose parameters are told to whom they are told.
@@ -89,6 +91,7 @@ class WellDataModule(LightningDataModule):
         dropout: float = 0.0,
         noise: float = 0.0,
         cache: Literal["ram", "disk", "device"] | None = None,
+        normalise: Literal["train", "clip"] = "train",
         split: Literal["well", "holdout", "extrapolate"] = "well",
         labels: float = 1.0,
         batch_size: int = 32,
@@ -124,7 +127,7 @@ class WellDataModule(LightningDataModule):
             raise UserError(f"data.dropout={dropout}: is a share of the channels; give 0 or more and less than 1")
         if not 0 < labels <= 1:
             raise UserError(f"data.labels={labels}: is a share of the trajectories; give more than 0 and at most 1")
-        self.dropout, self.cache = dropout, cache
+        self.dropout, self.cache, self.normalise = dropout, cache, normalise
         self.split, self.labels = split, labels
         self.clips: Clips = "one"
         self.told = False  # whether the objective reads the parameters, so that its windows are those labelled
@@ -380,6 +383,9 @@ class WellDataModule(LightningDataModule):
         clip = clip.float() if standardised else transforms.normalise(clip, mean, std)
         if self.size:
             clip = transforms.resize(clip, self.size)
+        if self.normalise == "clip":
+            parts = clip.split(self.frames, 2) if self.clips == "pair" else [clip]
+            clip = torch.cat([transforms.by_clip(part, self.frames) for part in parts], 2)
         if generator and self.dropout:
             clip = transforms.drop_channels(clip, self.dropout, generator)
         if generator and self.noise:
@@ -447,5 +453,5 @@ class WellDataModule(LightningDataModule):
         """Return what a frozen encoder must know of its data, as plain values."""
         uncut = [dim in self.periodic and dim not in {*self.crop, *self.cut} for dim in self.dims]
         about = {"channels": self.channels, "frames": self.frames, "grid": self.grid(), "size": self.size}
-        about["periodic"] = uncut
+        about |= {"periodic": uncut, "normalise": self.normalise}
         return about | {"targets": self.scales, "fingerprint": self.fingerprint} | self.statistics

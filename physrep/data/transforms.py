@@ -19,6 +19,13 @@ def normalise(clip: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return torch.addcmul((-mean * rate).view(shape), clip, rate.view(shape))
 
 
+def by_clip(clip: Tensor, frames: int) -> Tensor:
+    """Standardise every channel of every clip [B, C, T, *S] by its own first `frames`; what is flat becomes zero."""
+    axes = tuple(range(2, clip.ndim))
+    std, mean = torch.std_mean(clip[:, :, :frames], axes, correction=0, keepdim=True)
+    return (clip - mean) / (std + 1e-5)  # of the training split's: below it is rounding
+
+
 def denormalise(clip: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Return a standardised clip to the files' units; clip [B, C, T, *S], mean and std [C]."""
     shape = (-1,) + (1,) * (clip.ndim - 2)

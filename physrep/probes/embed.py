@@ -29,8 +29,8 @@ HEADS = 8  # attentive probes split a token over this many heads
 
 @dataclass(frozen=True)
 class Source:
-    """Where embeddings come from: a row's name, a function clip [B, C, T, H, W] -> tokens [B, N, D], its digest, and
-    the frozen run that it is of, if any."""
+    """Where embeddings come from: a row's name, a function clip [B, C, T, H, W] -> tokens [B, N, D], its digest, the
+    frozen run that it is of, if any, and its layer."""
 
     objective: str
     encoder: str
@@ -38,6 +38,7 @@ class Source:
     digest: str
     dtype: torch.dtype = torch.float16
     model: Frozen | None = None
+    layer: str = ""
 
 
 def mean_source() -> Source:
@@ -77,10 +78,12 @@ def embed(source: Source, data: WellDataModule, split: str, cache: Path) -> Feat
     Every window is read once, `data.eval_step` frames apart. Raises UserError if an embedding is not finite.
     """
     windows = data.windows(split, data.eval_step)
-    protocol = [data.frames, data.stride, data.eval_step, data.crop, data.size, data.scales, data.statistics]
+    protocol = [data.split, data.frames, data.stride, data.eval_step, data.crop, data.size, data.normalise, data.scales]
     here = device()
     dtype = precision(here) if source.model else torch.float32
-    key = digest(source.digest, data.fingerprint, split, len(windows), protocol, str(source.dtype), str(dtype))
+    key = digest(
+        source.digest, data.fingerprint, split, len(windows), protocol, data.statistics, str(source.dtype), str(dtype)
+    )
     place = cache / f"{source.objective}-{split}-{key}.h5"
     if (kept := _kept(place)) is not None:
         return kept.to(here)

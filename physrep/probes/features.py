@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol
@@ -40,6 +41,11 @@ class Features:
         """Return the same features on a device."""
         return Features(self.tokens.to(place), self.theta.to(place), self.trajectory.to(place))
 
+    def of(self, trajectories: Sequence[int]) -> Features:
+        """Return the features of some trajectories."""
+        rows = torch.isin(self.trajectory, torch.as_tensor(trajectories, device=self.trajectory.device))
+        return Features(self.tokens[rows], self.theta[rows], self.trajectory[rows])
+
     @cached_property
     def pooled(self) -> Tensor:
         """Mean and standard deviation over the tokens, [M, 2D] float32; the mean alone, [M, D], of a single token."""
@@ -50,6 +56,20 @@ class Features:
             mean = part.float().mean(1, keepdim=True)
             parts.append(torch.cat([mean[:, 0], (part - mean).square_().mean(1).sqrt_()], 1))
         return torch.cat(parts)
+
+
+def plane(train: Features, features: Features) -> Tensor:
+    """Return where features lie along the two principal components of train's, standardised, [M, 2].
+
+    A component's largest entry is positive; narrower features have zeros.
+    """
+    standardise = Standardiser.of(train.pooled, 5.0)
+    x = standardise(train.pooled.double())
+    _, vectors = torch.linalg.eigh(x.T @ x)
+    axes = vectors[:, -2:].flip(1)
+    axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
+    found = standardise(features.pooled.double()) @ axes
+    return torch.nn.functional.pad(found, (0, 2 - found.shape[1]))
 
 
 class Predictor(Protocol):

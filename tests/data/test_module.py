@@ -278,3 +278,22 @@ def test_the_general_class_needs_no_knowledge(datasets):
     batch = data.prepare_batch(next(iter(data.train_dataloader())), augment=False)
     assert batch["clip"].shape == (32, 4, 4, 16, 32)
     assert batch["theta"].shape == (32, 1)
+
+
+@pytest.mark.parametrize("clips", ["one", "next", "pair"])
+def test_normalised_by_clip(datasets, clips):
+    """By the first clip's own frames; of a pair each by its own, since each is embedded alone."""
+    data = ShearFlow("shear_flow_tiny", root=str(datasets), frames=4, batch_size=6, normalise="clip")
+    data.clips = clips
+    data.setup("fit")
+    plain = ShearFlow("shear_flow_tiny", root=str(datasets), frames=4, batch_size=6)
+    plain.clips = clips
+    plain.setup("fit")
+    ours, theirs = (d.prepare_batch(next(iter(d.train_dataloader())), augment=True)["clip"] for d in (data, plain))
+    for i in range(6):
+        for c in range(4):
+            for part in range(2 if clips == "pair" else 1):
+                first = theirs[i, c, 4 * part : 4 * part + 4]
+                rest = slice(4, 8) if clips == "pair" and part else slice(0, 8 if clips == "next" else 4)
+                want = (theirs[i, c, rest] - first.mean()) / first.std(correction=0)
+                torch.testing.assert_close(ours[i, c, rest], want, atol=1e-3, rtol=1e-3)
