@@ -96,7 +96,7 @@ def embedding(section: Section) -> Figure:
     columns = sorted({(row.objective, row.encoder) for row in found}, key=lambda label: order(*label))
     lines = sorted({row.parameter for row in found})
     with mpl.rc_context(STYLE):
-        figure, axes = _strips(columns, [0.0] * len(lines), right=0.7)
+        figure, axes = _strips(columns, [0.0] * len(lines), right=0.85)
         for (i, j), axis in axes.items():
             of = [row for row in found if row.parameter == lines[i]]
             row = next((row for row in of if (row.objective, row.encoder) == columns[j]), None)
