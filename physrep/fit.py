@@ -43,6 +43,9 @@ def assemble(cfg: DictConfig) -> tuple[WellDataModule, Objective]:
 
     from physrep.run import build_objective
 
+    if cfg.choices.objective == "random" and cfg.encoder.get("weights"):
+        raise UserError("encoder.weights: objective=random is the untrained control; to probe weights as they are, "
+                        "give the objective that they are of and trainer.max_steps=0")  # fmt: skip
     data: WellDataModule = build(cfg.data, seed=cfg.seed)
     torch.manual_seed(cfg.seed)
     objective = build_objective(cfg, data.meta())
@@ -257,6 +260,7 @@ def dry_run(cfg: DictConfig) -> None:
     """Build everything, compute a gradient twice and print shapes, memory and the time that the run will take."""
     import resource
 
+    memory.keep()
     data, objective = assemble(cfg)
     batch = data.prepare_batch(next(iter(data.train_dataloader())), augment=True)
     print(f"clip {list(batch['clip'].shape)} (B, C, T, H, W): {', '.join(data.channels)}")
@@ -272,11 +276,11 @@ def dry_run(cfg: DictConfig) -> None:
         if last:
             print("losses " + ", ".join(f"{k} {float(v.detach()):.4g}" for k, v in terms.items()))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    steps = cfg.trainer.max_steps
-    windows = len(data.windows("train"))
-    print(f"{seconds:.3g} s a step on the CPU, peak memory {peak:.2g} GiB")
-    print(f"{windows} training windows, {steps} steps of {data.batch_size} are {steps * data.batch_size / windows:.3g} "
-          f"epochs and about {steps * seconds / 60:.3g} minutes")  # fmt: skip
+    steps, batches = cfg.trainer.max_steps, cfg.trainer.get("accumulate_grad_batches", 1)
+    windows, each = len(data.windows("train")), data.batch_size * batches
+    print(f"{seconds * batches:.3g} s a step on the CPU, peak memory {peak:.2g} GiB")
+    print(f"{windows} training windows, {steps} steps of {each} (one device's) are {steps * each / windows:.3g} "
+          f"epochs and about {steps * seconds * batches / 60:.3g} minutes")  # fmt: skip
 
 
 if __name__ == "__main__":

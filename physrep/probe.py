@@ -28,12 +28,15 @@ if TYPE_CHECKING:
     from physrep.probes.features import Features
 
 CONTROLS = ("mean", "statistics")
+STATED = {"data.split", "data.labels"}  # rows have fields of their own for these
 
 
 def main(argv: Sequence[str]) -> None:
     """Run `python -m physrep.probe`."""
     cfg = cli(argv, base="config", doc=__doc__)
     unknown = [c for c in cfg.controls if c not in CONTROLS]
+    if "data.labels" in [a.partition("=")[0] for a in argv]:
+        raise UserError("data.labels: is for training; say labels=[...] for the shares of labels that probes are told")
     if wrong := [share for share in cfg.labels if not 0 < share <= 1]:
         raise UserError(f"labels: {wrong[0]} is no share of the trajectories; give more than 0 and at most 1")
     if unknown:
@@ -44,7 +47,8 @@ def main(argv: Sequence[str]) -> None:
     results, made = folder / "results.jsonl", 0
     for subject in subjects(cfg, folder, told):
         made += score(subject, cfg, results)
-    print(f"{results}: {made} rows added" if made else f"{results}: complete already")
+    if not cfg.dry_run:
+        print(f"{results}: {made} rows added" if made else f"{results}: complete already")
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,10 @@ def control_subject(control: str, cfg: DictConfig) -> Subject:
     """Make a control that has no encoder: predicting the mean, or hand-made statistics."""
     from physrep.probes.embed import mean_source, statistics_source
 
-    return Subject(mean_source() if control == "mean" else statistics_source(), build(cfg.data, seed=cfg.seed), cfg)
+    source = mean_source() if control == "mean" else statistics_source()
+    given = changes(cfg).items()
+    variant = ", ".join(said for key, said in given if key.startswith("data.") and key not in STATED)
+    return Subject(source, build(cfg.data, seed=cfg.seed), cfg, variant=variant)
 
 
 def run_subject(run: Path, cfg: DictConfig, allow: Sequence[str]) -> Subject:
@@ -118,8 +125,13 @@ def run_subject(run: Path, cfg: DictConfig, allow: Sequence[str]) -> Subject:
     if cost is None:
         raise UserError(f"{run}: older code has finished it, and did not note the cost; delete it and train it again")
     shares = (float(cfg.data.get("labels", 1)),) if frozen.objective.told else ()
-    variant = ", ".join(said for key, said in changes(cfg).items() if key not in {"data.split", "data.labels"})
+    variant = ", ".join(said for key, said in changes(cfg).items() if key not in STATED)
     data = build(cfg.data, seed=cfg.seed)
+    now = data.meta()
+    for name in ("fingerprint", "mean", "std"):
+        if now[name] != frozen.meta[name]:
+            raise UserError(f"{run}: was trained on other data than {data.folder} now holds ({name} differs); "
+                            "train it again")  # fmt: skip
     return Subject(source, data, cfg, str(run), frozen.step, cost, variant, shares)
 
 
@@ -129,24 +141,25 @@ def score(subject: Subject, asked: DictConfig, results: Path) -> int:
     if not data.scales:
         raise UserError(f"data.targets: {data.name} names no parameter to estimate; give data.targets.NAME=log10")
     data.setup("probe")
-    made = 0
+    wanted, made = layers(source, asked.layers), 0
     for share in subject.shares or asked.labels:
         data.labels = share
         made += _score(subject, asked.probe, asked.dry_run, results)
     data.labels = cfg.data.get("labels", 1.0)
-    for layer in layers(source, asked.layers):
+    for layer in wanted:
         encode = partial(source.model.encode_layer, layer=layer) if source.model else source.encode
         here = replace(source, encode=encode, digest=f"{source.digest} layer {layer}", layer=layer)
         made += _score(replace(subject, source=here), asked.probe, asked.dry_run, results)
     return made
 
 
-def layers(source: Source, asked: str | Sequence[int] | None) -> list[str]:
+def layers(source: Source, asked: str | int | Sequence[int] | None) -> list[str]:
     """Return the layers of a run's encoder that are asked for; UserError for one that it has not."""
     if asked is None or source.model is None:
         return []
     found = source.model.layers()
-    wanted = found if asked == "all" else [str(layer) for layer in asked]
+    given = [asked] if isinstance(asked, (str, int)) else asked
+    wanted = found if asked == "all" else [str(layer) for layer in given]
     if wrong := [layer for layer in wanted if layer not in found]:
         raise UserError(f"layers: {source.encoder} has layers 1 to {len(found)}, not {wrong[0]}; give some, or all")
     return wanted
@@ -178,6 +191,7 @@ def _score(subject: Subject, probes: DictConfig, dry_run: bool, results: Path) -
 
     @cache
     def features(split: str) -> Features:
+        data.files(split)  # not test's while it is sealed
         return embed(source, data, split, results.parent / "embeddings")
 
     made = 0
@@ -193,15 +207,18 @@ def _score(subject: Subject, probes: DictConfig, dry_run: bool, results: Path) -
         done = all(f"{key}/{parameter}" in known for parameter in data.scales)
         if dry_run:
             counts = ", ".join(f"{len(data.windows(s, data.eval_step))} {s}" for s in SPLITS)
-            print(f"{subject.run or source.objective}: {name} on {counts} windows, {'done' if done else 'to do'}")
+            of_run = subject.run and f"{subject.run}, "
+            print(f"{of_run}{said}: {name} on {counts} windows, {'done' if done else 'to do'}")
         if done or dry_run:
             continue
         print(f"{said}: {name}", file=sys.stderr, flush=True)
-        data.sealed = True
+        shared, data.sealed = data.shared, True
         where: dict[str, Any] = {"plane": None, "space": {}}
         if probe.needs == "clips":
-            predictor = probe.fit(source.model, data)
-            data.sealed = False
+            own: WellDataModule = build(cfg.data, seed=cfg.seed)
+            own.labels, own.sealed = data.labels, True
+            predictor = probe.fit(source.model, own)
+            own.sealed = data.sealed = False
             predicted, test = predictor.predict("test")
         else:
             predictor = probe.fit(*(features(split).of(data.labelled(split).tolist()) for split in SPLITS[:2]))
@@ -218,7 +235,7 @@ def _score(subject: Subject, probes: DictConfig, dry_run: bool, results: Path) -
             centers=data.statistics["theta_mean"], spreads=data.statistics["theta_std"],
             data=data.name, objective=source.objective, encoder=source.encoder, variant=subject.variant,
             probe=name, seed=cfg.seed,
-            splits=data.split, split="test", shared=data.shared, labels=float(data.labels), layer=source.layer, **where,
+            splits=data.split, split="test", shared=shared, labels=float(data.labels), layer=source.layer, **where,
             cost=subject.cost, run=subject.run, config=config_hash(cfg), commit=commit(), fingerprint=data.fingerprint,
             step=subject.step, chosen=predictor.chosen, key=key,
         )  # fmt: skip

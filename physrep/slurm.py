@@ -84,7 +84,8 @@ def name(file: Path) -> str:
 def array(folder: Path, runs: Sequence[Sequence[str]], shape: Shape, options: Sequence[str]) -> Array:
     """Make an array of runs, each of which is its log and its arguments; sbatch takes the `options`, too."""
     script, text = home() / "scripts" / "slurm.sbatch", "".join(shlex.join(each) + "\n" for each in runs)
-    file = folder / "logs" / f"array-{hashlib.sha256(text.encode()).hexdigest()[:8]}.txt"
+    of = f"{folder.resolve()}\n{text}"  # SLURM's names are those of all users and folders
+    file = folder / "logs" / f"array-{hashlib.sha256(of.encode()).hexdigest()[:8]}.txt"
     command = ["sbatch", "--parsable", f"--job-name={name(file)}", f"--array=1-{len(runs)}", *shape.options(),
                f"--output={file.with_suffix('.out')}", *options, str(script), str(file)]  # fmt: skip
     return Array(file, text, command)

@@ -217,7 +217,13 @@ def _columns(found: Mapping[str, list[Row]]) -> dict[str, list[list[Row]]]:
 
 
 def _baseline(place: Place, places: Iterable[Place]) -> Place:
-    """Return the untrained encoder to compare with: of the same architecture, or for none the only one there is."""
+    """Return the untrained encoder to compare with: of the same architecture, or for none the only one there is.
+
+    Of a variant it is the same variant of it, where there is one.
+    """
+    _, comma, variant = place[0].partition(", ")
+    if (same := (f"{BASELINE}{comma}{variant}", *place[1:])) in places:
+        return same
     there = [other for other in places if other[0] == BASELINE and other[2:] == place[2:]]
     return there[0] if not place[1] and len(there) == 1 else (BASELINE, *place[1:])
 
@@ -228,6 +234,10 @@ def _doubts(rows: Sequence[Row], ids: Sequence[int]) -> Iterator[str]:
     for name in sorted({row.parameter for row in rows}):
         if len({(row.scale, f"{row.center:.4g}", f"{row.spread:.4g}") for row in rows if row.parameter == name}) > 1:
             yield f"{name} is standardised in more than one way, so that its rows are not comparable"
+    if rows[0].splits != "well":
+        truth = {name: dict(zip(r.trajectories, r.truth, strict=True)) for r in rows for name in [r.parameter]}
+        held = len({tuple(each.get(i) for each in truth.values()) for i in ids})
+        yield f"{len(ids)} trajectories of test have {held} combinations of parameters; intervals know only the former"
     if len(ids) < FEW:
         yield f"{len(ids)} trajectories are few, so that intervals are too narrow"
     if shared := max(row.shared for row in rows):

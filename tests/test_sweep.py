@@ -235,10 +235,10 @@ def test_a_fit_of_another_shape_than_slurm_started_ends_before_it_waits(nodes, t
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_commands_of_the_page_on_clusters_compose():
+def test_the_commands_of_the_page_on_clusters_compose(tmp_path):
     blocks = re.findall(r"```bash\n(.*?)```", Path("docs/cluster.md").read_text(), re.S)
     words = [shlex.split(line) for block in blocks for line in block.splitlines()]
-    verbs = {"physrep.fit": cli, "physrep.sweep": lambda argv: cells(parse(argv)[1])}
+    verbs = {"physrep.fit": cli, "physrep.sweep": lambda argv: cells([*parse(argv)[1], f"runs={tmp_path}", "seed=0"])}
     assert len(words) > 5
     for first, *rest in words:
         if first == "sbatch":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -170,10 +171,9 @@ class WellDataModule(LightningDataModule):
     def _share_out(self, train: WellSplit, *others: WellSplit) -> dict[str, WellSplit]:
         """Share out all trajectories as `split` says, and say how many each split gets."""
         every = [train, *others]
-        theta, targets = (np.concatenate([split.theta(names) for split in every]) for names in (
-            list(train.header.scalars), list(self.scales)))  # fmt: skip
+        theta = np.concatenate([split.theta(list(train.header.scalars)) for split in every])
         states = [state for split in every for state in starts(split, self.start)]
-        found = share_out(self.split, theta, targets, states, str(self.folder))
+        found = share_out(self.split, theta, states, str(self.folder))
         said = ", ".join(f"{len(numbers)} {name}" for name, numbers in zip(SPLITS, found, strict=True))
         print(f"data.split={self.split}: {said} of {len(theta)} trajectories", file=sys.stderr)
         return {n: train.with_trajectories(others, chosen) for n, chosen in zip(SPLITS, found, strict=True)}
@@ -245,8 +245,10 @@ class WellDataModule(LightningDataModule):
     @cached_property
     def _fields(self) -> tuple[Array, Array]:
         """Mean and std of all of the files' channels."""
-        file = "stats.yaml" if self.split == "well" else f"stats_{self.split}.yaml"
-        return channel_statistics(self.splits["train"], self.name, self.folder / file, self.fingerprint)
+        train, file, mark = self.splits["train"], "stats.yaml", self.fingerprint
+        if self.split != "well":
+            file, mark = f"stats_{self.split}.yaml", f"{mark} {hashlib.sha256(train.places.tobytes()).hexdigest()[:16]}"
+        return channel_statistics(train, self.name, self.folder / file, mark)
 
     def theta(self, split: str) -> Array:
         """Return the target parameters on their declared scales, [trajectories, P]."""

@@ -56,12 +56,20 @@ def _take(side: Array, theta: Array, to: int) -> None:
     left = np.unique(member[side == TRAIN])
     wanted = max(round(SHARES[to] * len(left)), 1)
     recurring = [a for a in theta.T if len(np.unique(a[side == TRAIN])) < len(left)]
-    for combination in np.random.default_rng(to).permutation(left):
-        here = (member == combination) & (side == TRAIN)
-        rest = (side == TRAIN) & ~here
-        if wanted and all(np.isin(a[here], a[rest]).all() for a in recurring):
-            side[here] = to
-            wanted -= 1
+    order = np.random.default_rng(to).permutation(left).tolist()
+    for _ in range(wanted):
+        fit = [c for c in order if all(_recurs(a, member == c, side == TRAIN) for a in recurring)]
+        if not fit:
+            break
+        alike = [sum(int(np.isin(a[member == c], a[side == to]).any()) for a in theta.T) for c in fit]
+        best = fit[int(np.argmin(alike))]  # so that every parameter takes several values
+        side[(member == best) & (side == TRAIN)] = to
+        order.remove(best)
+
+
+def _recurs(values: Array, here: Array, train: Array) -> bool:
+    """Say whether train has the values elsewhere."""
+    return bool(np.isin(values[here & train], values[train & ~here]).all())
 
 
 def together(side: Array, starts: Sequence[str]) -> Array:
@@ -79,12 +87,12 @@ def together(side: Array, starts: Sequence[str]) -> Array:
     return side
 
 
-def share_out(kind: str, theta: Array, targets: Array, starts: Sequence[str], name: str) -> list[Array]:
-    """Return the numbers of train's, valid's and test's trajectories, of theta [N, P] and the targets among it.
+def share_out(kind: str, theta: Array, starts: Sequence[str], name: str) -> list[Array]:
+    """Return the numbers of train's, valid's and test's trajectories, of all that have parameters theta [N, P].
 
     Raises UserError where one of them gets none.
     """
-    side = together(holdout(theta) if kind == "holdout" else extrapolate(targets), starts)
+    side = together(holdout(theta) if kind == "holdout" else extrapolate(theta), starts)
     found = [(side == to).nonzero()[0] for to in (TRAIN, VALID, TEST)]
     for split, numbers in zip(SPLITS, found, strict=True):
         if not len(numbers):

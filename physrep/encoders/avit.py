@@ -60,6 +60,8 @@ class AViT(Encoder):
         super().__init__()
         if width % heads or width % 4:
             raise UserError(f"encoder.width: {width} must be a multiple of 4 and of encoder.heads={heads}; change one")
+        if not 0 <= drop_path < 1:
+            raise UserError(f"encoder.drop_path={drop_path}: give 0 or more and less than 1")
         self.recompute = recompute
         self.width, self.stem, self.patch, self.periodic = width, list(stem), math.prod(stem), list(periodic)
         self.states = max(states, channels) if labels is None else states
@@ -261,10 +263,11 @@ class RelativeBias(nn.Module):
 def bucket(distance: Tensor) -> Tensor:
     """Return T5's bucket, 0 to 31, of key's place minus query's.
 
-    Each sign has 16: one a distance up to 7, then logarithmic up to 128 and beyond.
+    Each sign has 16: one a distance up to 7, then logarithmic up to 32 and beyond, as the published code computes it
+    (the 128 of its constructor is not passed on).
     """
     far = distance.abs()
-    log = 8 + (torch.log2(far.clamp(min=8).double() / 8) * 2).long().clamp(max=7)
+    log = 8 + (torch.log2(far.clamp(min=8).double() / 8) * 4).long().clamp(max=7)
     return torch.where(far < 8, far, log) + 16 * (distance > 0)
 
 

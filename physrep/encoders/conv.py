@@ -77,6 +77,11 @@ class ConvEncoder(Encoder):
         if len(set(sizes.values())) > 1:
             said = ", ".join(f"{n} {name}" for name, n in sizes.items())
             raise UserError(f"encoder: {said}; give one of each per stage")
+        for kernel in kernels:
+            if any(k < 1 or k % 2 == 0 for k in kernel):
+                raise UserError(f"encoder.kernels: {list(kernel)} has no middle; give odd sizes")
+        if min(stem) < 1:
+            raise UserError(f"encoder.stem: {list(stem)}: must be 1 or more each")
         self.width = widths[-1]
         self.flat = [len(kernel) == 2 for kernel in kernels]
         self.total = [math.prod(s[axis] for s in strides) for axis in range(3)]

@@ -54,7 +54,7 @@ class _Depthwise(torch.autograd.Function):
         return (
             _convolve(grad, weight.flip(2, 3, 4).to(grad.dtype), None, [k // 2 for k in kernel]) if of_x else None,
             weight_gradient(x, grad, kernel).to(weight.dtype) if of_weight else None,
-            grad.sum((0, 2, 3, 4)) if of_bias else None,
+            grad.sum((0, 2, 3, 4), dtype=weight.dtype) if of_bias else None,
         )
 
 

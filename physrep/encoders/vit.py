@@ -51,6 +51,10 @@ class VisionTransformer(Encoder):
         super().__init__()
         self.recompute = recompute
         h, w = (patch, patch) if isinstance(patch, int) else patch
+        if min(tubelet, h, w) < 1:
+            raise UserError(f"encoder: tubelet={tubelet} and patch={[h, w]} must be 1 or more")
+        if not 0 <= drop_path < 1:
+            raise UserError(f"encoder.drop_path={drop_path}: give 0 or more and less than 1")
         self.width, self.heads, self.cell, self.positions = width, heads, (tubelet, h, w), positions
         self.patch = nn.Conv3d(channels, width, self.cell, self.cell)
         self.blocks = blocks(width, depth, heads, drop_path)

@@ -39,6 +39,10 @@ class Objective(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        positive(lr=lr)
+        for key, value in {"weight_decay": weight_decay, "warmup": warmup}.items():
+            if value < 0:
+                raise UserError(f"objective.{key}={value}: must be 0 or more")
         self.encoder = encoder
         self.plan = {"lr": lr, "weight_decay": weight_decay, "betas": tuple(betas)}
         self.warmup, self.seed = warmup, seed

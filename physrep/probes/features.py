@@ -44,7 +44,7 @@ class Features:
     def of(self, trajectories: Sequence[int]) -> Features:
         """Return the features of some trajectories."""
         rows = torch.isin(self.trajectory, torch.as_tensor(trajectories, device=self.trajectory.device))
-        return Features(self.tokens[rows], self.theta[rows], self.trajectory[rows])
+        return self if rows.all() else Features(self.tokens[rows], self.theta[rows], self.trajectory[rows])
 
     @cached_property
     def pooled(self) -> Tensor:

@@ -26,6 +26,7 @@ def test_holdout_keeps_whole_combinations_and_train_has_every_value():
     assert [len(part) for part in parts] == [28 - 6 - 3, 3, 6]
     for axis in range(2):
         assert {row[axis] for row in parts[0]} == set(GRID[:, axis])
+        assert len({row[axis] for row in parts[1]}) == 3, "valid takes several values of each"
 
 
 def test_holdout_of_values_that_do_not_recur():
@@ -71,7 +72,7 @@ def test_a_state_that_recurs_is_on_one_side():
 
 def test_what_leaves_a_split_empty_is_refused():
     with pytest.raises(UserError, match="leaves train no trajectory of shear_flow, which has 1 combinations"):
-        share_out("holdout", np.ones((6, 1)), np.ones((6, 1)), list("abcdef"), "shear_flow")
+        share_out("holdout", np.ones((6, 1)), list("abcdef"), "shear_flow")
 
 
 @pytest.mark.parametrize("kind", ["holdout", "extrapolate"])

@@ -67,9 +67,9 @@ def test_names_and_counts_are_the_published_ones(size, tensors, weights):
 
 
 def naive_bucket(distance):
-    """T5's: up to 7 its own, then 8 + floor(8 log(n / 8) / log(16)) in whole numbers, 15 at most; 16 more if ahead."""
+    """T5's: up to 7 its own, then 8 + floor(8 log(n / 8) / log(4)) in whole numbers, 15 at most; 16 more if ahead."""
     n = abs(distance)
-    b = n if n < 8 else min(15, 8 + max(k for k in range(200) if n**8 >= 16**k * 8**8))
+    b = n if n < 8 else min(15, 8 + max(k for k in range(200) if n**8 >= 4**k * 8**8))
     return b + 16 * (distance > 0)
 
 
