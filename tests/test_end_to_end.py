@@ -26,7 +26,13 @@ def test_simulate_fit_probe_report(tmp_path):
         assert name in table
     folder = tmp_path / "runs" / "demo" / "report"
     tables = {"table.md", "table.csv", "table.tex"}
-    assert {p.name for p in folder.iterdir()} == {*tables, "report.html", "predictions.png"}
+    assert {p.name for p in folder.iterdir()} == {
+        *tables,
+        "report.html",
+        "predictions.png",
+        "budget.png",
+        "embedding.png",
+    }
     with (folder / "table.csv").open() as f:
         assert {r["objective"] for r in csv.DictReader(f)} == {"mean", "statistics", "random", "jepa", "views"}
     before = (tmp_path / "runs" / "demo" / "results.jsonl").read_bytes()

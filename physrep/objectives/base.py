@@ -39,8 +39,7 @@ class Objective(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        positive(lr=lr)
-        for key, value in {"weight_decay": weight_decay, "warmup": warmup}.items():
+        for key, value in {"lr": lr, "weight_decay": weight_decay, "warmup": warmup}.items():
             if value < 0:
                 raise UserError(f"objective.{key}={value}: must be 0 or more")
         self.encoder = encoder
