@@ -47,7 +47,7 @@ SMALL_label_efficiency := shear_flow
 SMALL_ablations := shear_flow
 SMALL_failures := shear_flow
 
-benchmark: $(READY) ## runs, probes and report of EXPERIMENT=small (2 hours on two cores) or another; goes on where it was
+benchmark: $(READY) ## runs, probes and report of EXPERIMENT=small (hours on two cores) or another; goes on where it was
 	$(foreach system,$(SMALL_$(EXPERIMENT)),$(PY) -m physrep.simulate system=$(system) preset=small &&) true
 	$(PY) -m physrep.sweep experiment=$(EXPERIMENT); status=$$?; \
 		$(PY) -m physrep.report experiment=$(EXPERIMENT) && exit $$status

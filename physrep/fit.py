@@ -43,9 +43,6 @@ def assemble(cfg: DictConfig) -> tuple[WellDataModule, Objective]:
 
     from physrep.run import build_objective
 
-    if cfg.choices.objective == "random" and cfg.encoder.get("weights"):
-        raise UserError("encoder.weights: objective=random is the untrained control; to probe weights as they are, "
-                        "give the objective that they are of and trainer.max_steps=0")  # fmt: skip
     data: WellDataModule = build(cfg.data, seed=cfg.seed)
     torch.manual_seed(cfg.seed)
     objective = build_objective(cfg, data.meta())

@@ -34,16 +34,15 @@ STATED = {"data.split", "data.labels"}  # rows have fields of their own for thes
 def main(argv: Sequence[str]) -> None:
     """Run `python -m physrep.probe`."""
     cfg = cli(argv, base="config", doc=__doc__)
-    unknown = [c for c in cfg.controls if c not in CONTROLS]
-    if "data.labels" in [a.partition("=")[0] for a in argv]:
+    told = [a.partition("=")[0] for a in argv if a.startswith("data.")]
+    if "data.labels" in told:
         raise UserError("data.labels: is for training; say labels=[...] for the shares of labels that probes are told")
     if wrong := [share for share in cfg.labels if not 0 < share <= 1]:
         raise UserError(f"labels: {wrong[0]} is no share of the trajectories; give more than 0 and at most 1")
-    if unknown:
+    if unknown := [c for c in cfg.controls if c not in CONTROLS]:
         raise UserError(f"controls: no such control {unknown[0]!r}{errors.did_you_mean(unknown[0], CONTROLS)}")
     memory.keep()
     folder = Path(cfg.run).parent if cfg.run else Path(cfg.runs) / cfg.experiment
-    told = [a.partition("=")[0] for a in argv if a.startswith("data.")]
     results, made = folder / "results.jsonl", 0
     for subject in subjects(cfg, folder, told):
         made += score(subject, cfg, results)
@@ -107,9 +106,12 @@ def control_subject(control: str, cfg: DictConfig) -> Subject:
     from physrep.probes.embed import mean_source, statistics_source
 
     source = mean_source() if control == "mean" else statistics_source()
-    given = changes(cfg).items()
-    variant = ", ".join(said for key, said in given if key.startswith("data.") and key not in STATED)
-    return Subject(source, build(cfg.data, seed=cfg.seed), cfg, variant=variant)
+    return Subject(source, build(cfg.data, seed=cfg.seed), cfg, variant=variant(cfg, "data."))
+
+
+def variant(cfg: DictConfig, group: str = "") -> str:
+    """Say what a run was given beside its choices, in a group of keys, and what rows have no field of their own for."""
+    return ", ".join(said for key, said in changes(cfg).items() if key.startswith(group) and key not in STATED)
 
 
 def run_subject(run: Path, cfg: DictConfig, allow: Sequence[str]) -> Subject:
@@ -125,31 +127,33 @@ def run_subject(run: Path, cfg: DictConfig, allow: Sequence[str]) -> Subject:
     if cost is None:
         raise UserError(f"{run}: older code has finished it, and did not note the cost; delete it and train it again")
     shares = (float(cfg.data.get("labels", 1)),) if frozen.objective.told else ()
-    variant = ", ".join(said for key, said in changes(cfg).items() if key not in STATED)
     data = build(cfg.data, seed=cfg.seed)
     now = data.meta()
     for name in ("fingerprint", "mean", "std"):
         if now[name] != frozen.meta[name]:
             raise UserError(f"{run}: was trained on other data than {data.folder} now holds ({name} differs); "
                             "train it again")  # fmt: skip
-    return Subject(source, data, cfg, str(run), frozen.step, cost, variant, shares)
+    return Subject(source, data, cfg, str(run), frozen.step, cost, variant(cfg), shares)
 
 
 def score(subject: Subject, asked: DictConfig, results: Path) -> int:
     """Fit every probe asked for on a subject that has no row yet, append the rows, and return how many."""
+    from physrep.results import read
+
     source, data, cfg = subject.source, subject.data, subject.cfg
     if not data.scales:
         raise UserError(f"data.targets: {data.name} names no parameter to estimate; give data.targets.NAME=log10")
     data.setup("probe")
     wanted, made = layers(source, asked.layers), 0
+    known = {row.key for row in read(results)} if results.exists() else set()
     for share in subject.shares or asked.labels:
         data.labels = share
-        made += _score(subject, asked.probe, asked.dry_run, results)
+        made += _score(subject, asked, known, results)
     data.labels = cfg.data.get("labels", 1.0)
     for layer in wanted:
         encode = partial(source.model.encode_layer, layer=layer) if source.model else source.encode
         here = replace(source, encode=encode, digest=f"{source.digest} layer {layer}", layer=layer)
-        made += _score(replace(subject, source=here), asked.probe, asked.dry_run, results)
+        made += _score(replace(subject, source=here), asked, known, results)
     return made
 
 
@@ -165,16 +169,16 @@ def layers(source: Source, asked: str | int | Sequence[int] | None) -> list[str]
     return wanted
 
 
-def _score(subject: Subject, probes: DictConfig, dry_run: bool, results: Path) -> int:
+def _score(subject: Subject, asked: DictConfig, known: set[str], results: Path) -> int:
     from physrep.data.splits import SPLITS
     from physrep.metrics import between_within, effective_rank
     from physrep.probes.embed import embed, source_code
     from physrep.probes.features import plane
-    from physrep.results import append, make_rows, read
+    from physrep.results import append, make_rows
     from physrep.run import commit, digest
+    from physrep.tables import share
 
     source, data, cfg = subject.source, subject.data, subject.cfg
-    known = {row.key for row in read(results)} if results.exists() else set()
     protocol = [
         data.split,
         data.labels,
@@ -187,7 +191,7 @@ def _score(subject: Subject, probes: DictConfig, dry_run: bool, results: Path) -
         data.scales,
     ]
     said = " ".join(filter(None, [source.objective, source.layer and f"layer {source.layer}"]))
-    said += f", {100 * data.labels:g} % of labels" if data.labels < 1 else ""
+    said += f", {share(data.labels)} of labels" if data.labels < 1 else ""
 
     @cache
     def features(split: str) -> Features:
@@ -195,7 +199,7 @@ def _score(subject: Subject, probes: DictConfig, dry_run: bool, results: Path) -
         return embed(source, data, split, results.parent / "embeddings")
 
     made = 0
-    for name, node in ((str(n), node) for n, node in probes.items()):
+    for name, node in ((str(n), node) for n, node in asked.probe.items()):
         probe = build(node)
         of = [source.objective, source.digest, data.fingerprint, protocol, data.statistics, cfg.seed]
         key = digest(of, name, OmegaConf.to_container(node), source_code(probe))
@@ -205,11 +209,11 @@ def _score(subject: Subject, probes: DictConfig, dry_run: bool, results: Path) -
         if source.layer and probe.needs != "pooled":
             continue
         done = all(f"{key}/{parameter}" in known for parameter in data.scales)
-        if dry_run:
+        if asked.dry_run:
             counts = ", ".join(f"{len(data.windows(s, data.eval_step))} {s}" for s in SPLITS)
             of_run = subject.run and f"{subject.run}, "
             print(f"{of_run}{said}: {name} on {counts} windows, {'done' if done else 'to do'}")
-        if done or dry_run:
+        if done or asked.dry_run:
             continue
         print(f"{said}: {name}", file=sys.stderr, flush=True)
         shared, data.sealed = data.shared, True

@@ -235,7 +235,7 @@ def _doubts(rows: Sequence[Row], ids: Sequence[int]) -> Iterator[str]:
         if len({(row.scale, f"{row.center:.4g}", f"{row.spread:.4g}") for row in rows if row.parameter == name}) > 1:
             yield f"{name} is standardised in more than one way, so that its rows are not comparable"
     if rows[0].splits != "well":
-        truth = {name: dict(zip(r.trajectories, r.truth, strict=True)) for r in rows for name in [r.parameter]}
+        truth = {row.parameter: dict(zip(row.trajectories, row.truth, strict=True)) for row in rows}
         held = len({tuple(each.get(i) for each in truth.values()) for i in ids})
         yield f"{len(ids)} trajectories of test have {held} combinations of parameters; intervals know only the former"
     if len(ids) < FEW:

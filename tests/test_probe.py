@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import h5py
 import pytest
 
 from physrep import probe
@@ -204,3 +205,20 @@ def test_held_out_physics_from_training_to_rows(datasets, tmp_path):
     rows = read(tmp_path / "dev" / "results.jsonl")
     assert {(r.objective, r.splits) for r in rows} == {("random", "holdout"), ("statistics", "holdout")}
     assert all(len(set(r.truth)) == 1 and len(r.trajectories) == 12 for r in rows), "one pair of four is test's"
+
+
+def test_a_run_is_held_to_the_data_it_was_trained_on(probed, own_datasets, tmp_path):
+    shutil.copytree(probed / "dev", tmp_path / "dev", ignore=shutil.ignore_patterns("*.jsonl", "embeddings"))
+    (run,) = (tmp_path / "dev").glob("*views*")
+    path = next((own_datasets / "shear_flow_tiny" / "data" / "train").glob("*.hdf5"))
+    with h5py.File(path, "r+") as file:
+        file["t0_fields/tracer"][0] += 0.1
+    with pytest.raises(
+        UserError, match=r"was trained on other data than .*shear_flow_tiny now holds \(fingerprint differs"
+    ):
+        probe.main(arguments(own_datasets, tmp_path, f"run={run}", "probe=ridge"))
+
+
+def test_labels_of_training_are_no_key_of_a_probe(probed, datasets):
+    with pytest.raises(UserError, match=r"data\.labels: is for training; say labels=\[\.\.\.\]"):
+        probe.main(arguments(datasets, probed, "data.labels=0.1"))

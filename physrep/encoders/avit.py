@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from physrep.distributed import share, world
-from physrep.encoders.base import Encoder, through
+from physrep.encoders.base import Encoder, drop_rates, through
 from physrep.errors import UserError
 from physrep.pretrained import State, load_pretrained
 
@@ -60,14 +60,12 @@ class AViT(Encoder):
         super().__init__()
         if width % heads or width % 4:
             raise UserError(f"encoder.width: {width} must be a multiple of 4 and of encoder.heads={heads}; change one")
-        if not 0 <= drop_path < 1:
-            raise UserError(f"encoder.drop_path={drop_path}: give 0 or more and less than 1")
         self.recompute = recompute
         self.width, self.stem, self.patch, self.periodic = width, list(stem), math.prod(stem), list(periodic)
         self.states = max(states, channels) if labels is None else states
         self.labels: Tensor
         self.register_buffer("labels", torch.tensor(fit_labels(labels, channels, self.states)), persistent=False)
-        self.rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
+        self.rates = drop_rates(drop_path, depth)
         self.space_bag = FieldLinear(self.states, width // 4)
         self.embed = Stem(width, stem)
         self.blocks = nn.ModuleList(Block(width, heads, periodic, scale) for _ in range(depth))

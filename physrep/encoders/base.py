@@ -9,11 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from physrep.errors import UserError
+
 
 class Encoder(nn.Module):
     """Maps a clip [B, C, T, H, W] to a feature map [B, D, t, h, w]; `width` is D."""
 
     width: int
+    weights: str | None = None
+    """the file that its weights were read from, if any"""
     layers: ClassVar[tuple[str, int]]
     """the module list that a clip passes through, and the axis of the channels in its members' output"""
     keeps_scale: bool = True
@@ -30,6 +34,13 @@ def through(module: Callable[..., Tensor], *inputs: Tensor, recompute: bool) -> 
         y: Tensor = checkpoint(module, *inputs, use_reentrant=False)
         return y
     return module(*inputs)
+
+
+def drop_rates(drop_path: float, depth: int) -> list[float]:
+    """Return each block's rate of stochastic depth, which rises to `drop_path`; UserError for no rate."""
+    if not 0 <= drop_path < 1:
+        raise UserError(f"encoder.drop_path={drop_path}: give 0 or more and less than 1")
+    return [drop_path * i / max(depth - 1, 1) for i in range(depth)]
 
 
 def tokens(features: Tensor) -> Tensor:

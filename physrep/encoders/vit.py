@@ -11,7 +11,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from physrep.encoders.base import Encoder, through
+from physrep.encoders.base import Encoder, drop_rates, through
 from physrep.errors import UserError
 from physrep.pretrained import Channels, State, load_pretrained, videomae
 
@@ -53,12 +53,11 @@ class VisionTransformer(Encoder):
         h, w = (patch, patch) if isinstance(patch, int) else patch
         if min(tubelet, h, w) < 1:
             raise UserError(f"encoder: tubelet={tubelet} and patch={[h, w]} must be 1 or more")
-        if not 0 <= drop_path < 1:
-            raise UserError(f"encoder.drop_path={drop_path}: give 0 or more and less than 1")
         self.width, self.heads, self.cell, self.positions = width, heads, (tubelet, h, w), positions
         self.patch = nn.Conv3d(channels, width, self.cell, self.cell)
         self.blocks = blocks(width, depth, heads, drop_path)
         self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.weights = weights
         if weights:
             load_pretrained(self, weights, self._names, weights_channels)
 
@@ -121,8 +120,7 @@ def blocks(width: int, depth: int, heads: int, drop_path: float = 0.0) -> nn.Mod
     """Make a transformer's blocks, stochastic depth rising to `drop_path`; UserError if heads do not divide width."""
     if width % heads:
         raise UserError(f"encoder.heads: {heads} do not divide a width of {width}; choose a divisor")
-    rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
-    made = nn.ModuleList(Block(width, heads, qkv_bias=True, drop_path=rate) for rate in rates)
+    made = nn.ModuleList(Block(width, heads, qkv_bias=True, drop_path=rate) for rate in drop_rates(drop_path, depth))
     for module in made.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from physrep.data.module import Batch, Clips
 from physrep.distributed import gather
 from physrep.encoders.base import Encoder, tokens
-from physrep.errors import UserError
 from physrep.losses import sigreg, weigh
 from physrep.objectives.base import Objective, positive
-from physrep.objectives.views import draw_slices, pool, projector
+from physrep.objectives.views import check_several, draw_slices, pool, projector
 
 
 class LeJepa(Objective):
@@ -43,9 +42,8 @@ class LeJepa(Objective):
         self.weights, self.slices = {"sim": sim, "sigreg": sigreg}, slices
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Return loss, sim and sigreg of a batch whose clips hold two clip lengths."""
-        if self.training and len(batch["clip"]) < 2:
-            raise UserError("data.batch_size=1: samples are compared within a batch; raise it")
+        """Return loss, sim and sigreg of a batch whose clips hold two clip lengths; UserError for one sample."""
+        check_several(self, batch)
         now, later = (
             self.projector(gather(pool(tokens(self.encoder(clip))))) for clip in batch["clip"].chunk(2, dim=2)
         )

@@ -54,8 +54,7 @@ class Views(Objective):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the loss and its terms of a batch whose clips hold two clip lengths; UserError for one sample."""
-        if self.training and len(batch["clip"]) < 2:
-            raise UserError("data.batch_size=1: samples are compared within a batch; raise it")
+        check_several(self, batch)
         x, y = (self.projector(gather(pool(tokens(self.encoder(clip))))) for clip in batch["clip"].chunk(2, dim=2))
         match self.loss:
             case "vicreg":
@@ -67,6 +66,12 @@ class Views(Objective):
             case "sigreg":
                 terms = lejepa(x, y, draw_slices(self, x.shape[1], self.slices))
         return weigh(terms, **self.weights)
+
+
+def check_several(objective: Objective, batch: Batch) -> None:
+    """Raise UserError for a training batch of one sample."""
+    if objective.training and len(batch["clip"]) < 2:
+        raise UserError("data.batch_size=1: samples are compared within a batch; raise it")
 
 
 def pool(x: Tensor) -> Tensor:

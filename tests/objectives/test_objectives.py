@@ -13,6 +13,7 @@ from physrep.encoders.conv import ConvEncoder
 from physrep.encoders.vit import VisionTransformer
 from physrep.errors import UserError
 from physrep.losses import vicreg
+from physrep.objectives.base import Objective
 from physrep.objectives.jepa import Jepa
 from physrep.objectives.views import Views, pool
 from physrep.signatures import ALLOWED, signature_of
@@ -205,3 +206,18 @@ def test_fields_are_not_decoded_from_an_encoder_that_takes_their_scale_away(name
 def test_options_that_must_be_positive_are_refused_in_one_line(name, option):
     with pytest.raises(UserError, match=rf"objective\.{option}=0.*: must be more than 0"):
         make(name, **{option: 0})
+
+
+@pytest.mark.parametrize(("option", "value"), [("lr", -1.0), ("weight_decay", -0.1), ("warmup", -10)])
+def test_a_plan_below_zero_is_refused(option, value):
+    with pytest.raises(UserError, match=rf"objective\.{option}={value}: must be 0 or more"):
+        Objective(torch.nn.Identity(), **{option: value})
+
+
+@pytest.mark.parametrize("name", ["views", "lejepa"])
+def test_one_sample_has_nothing_to_be_compared_with(name):
+    encoder = build(compose(["encoder=conv_tiny"]).encoder, channels=2)
+    objective = build(compose([f"objective={name}"]).objective, encoder=encoder, seed=0).train()
+    batch = {"clip": torch.randn(1, 2, 16, 32, 32), "theta": torch.zeros(1, 2), "trajectory": torch.zeros(1)}
+    with pytest.raises(UserError, match=r"data\.batch_size=1: samples are compared within a batch; raise it"):
+        objective.losses(batch)
