@@ -2,6 +2,7 @@
 
     python -m physrep.sweep experiment=small
     python -m physrep.sweep objective=jepa,views seed=0,1,2
+    python -m physrep.sweep experiment=small --jobs 2
     python -m physrep.sweep experiment=small --status
     python -m physrep.sweep experiment=small trainer=gpu --slurm 1x4 -- --partition=a100 --time=12:00:00
 
@@ -21,6 +22,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,7 @@ from physrep.progress import track
 
 OPTIONS = {
     "--status": "say what is done and what its monitors say, and stop",
+    "--jobs": "N: train so many runs side by side, each with its share of the processor's cores",
     "--slurm": "NODESxDEVICES: submit the runs to SLURM, each on so many nodes with so many devices, and the probes",
     "--print": "with --slurm: print what would be submitted, as shell commands, and stop",
 }
@@ -88,8 +91,7 @@ def main(argv: Sequence[str]) -> None:
         return
     status = statuses(planned)
     print(counts(status), flush=True)
-    for cell in track([cell for cell, each in zip(planned, status, strict=True) if each in TODO], "runs"):
-        fit(cell)
+    fit_all([cell for cell, each in zip(planned, status, strict=True) if each in TODO], asked.jobs)
     tell(planned)
     for folder in {cell.folder.parent for cell in planned if cell.status() == "done"}:
         if code := subprocess.run([sys.executable, *probe(folder, plain)], check=False).returncode:
@@ -105,12 +107,15 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]
     parser.add_argument("--status", action="store_true")
     parser.add_argument("--slurm", type=slurm.parse)
     parser.add_argument("--print", action="store_true")
+    parser.add_argument("--jobs", type=int, default=1)
     try:
         asked, plain = parser.parse_known_args(argv[:end])
     except argparse.ArgumentError as error:
         raise UserError(f"{error.argument_name}: {error.message}") from None
     if options := [argument for argument in plain if argument.startswith("-")]:
         cli(options, doc="\n".join([__doc__ or "", *(f"    {name:<9} {does}" for name, does in OPTIONS.items())]))
+    if asked.jobs < 1:
+        raise UserError(f"--jobs: {asked.jobs} runs side by side are none; give 1 or more")
     if not asked.slurm and (asked.print or argv[end:]):
         raise UserError(f"{'--print' if asked.print else '--'}: is for --slurm NODESxDEVICES; give that, too")
     return asked, plain, list(argv[end + 1 :])
@@ -152,15 +157,29 @@ def is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
-def fit(cell: Cell) -> None:
+def fit_all(cells: Sequence[Cell], jobs: int) -> None:
+    """Train cells, so many side by side. Interrupted, it starts no other and waits for those that have begun: they
+    are interrupted with it, and save where they are."""
+    threads = max((os.cpu_count() or 1) // jobs, 1) if jobs > 1 else None
+    with ThreadPoolExecutor(jobs) as pool:
+        begun = [pool.submit(fit, cell, threads) for cell in cells]
+        try:
+            for each in track(as_completed(begun), "runs", len(begun)):
+                each.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def fit(cell: Cell, threads: int | None = None) -> None:
     """Train one cell in a process of its own, with its output in the log; a cell that is running elsewhere is left."""
     cell.log.parent.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     with claimed(cell.log) as log:
         if log is None:
             return
         command = [sys.executable, "-m", "physrep.fit", *cell.argv]
         print(shlex.join(["python", *command[1:]]), file=log, flush=True)
-        subprocess.run(command, stdout=log, stderr=log, check=False)
+        subprocess.run(command, stdout=log, stderr=log, check=False, env=environment)
     print(f"{cell.status():<8} {cell.folder}: {cell.last_line()}", flush=True)
 
 

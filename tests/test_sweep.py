@@ -87,7 +87,7 @@ def test_a_failed_run_stops_nothing_and_is_tried_again(tmp_path, monkeypatch, ca
     """With a stand-in for fit: 0 fails until a file appears, 1 is done at once; probe is asked for once a sweep."""
     asked = []
 
-    def run(command, stdout=None, stderr=None, check=True):
+    def run(command, stdout=None, stderr=None, check=True, env=None):
         if command[2] == "physrep.probe":
             asked.append(command[3:])
             return subprocess.CompletedProcess(command, 0)

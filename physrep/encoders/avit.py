@@ -28,10 +28,10 @@ class AViT(Encoder):
     `stem`. A clip is normalised over (T, H, W) first (`revin`): features do not hold its absolute amplitude. Without
     positions: any number of frames and any grid of two tokens or more. Along `periodic` axes ([H, W]) distances wrap.
 
-    `labels` gives the slot of each channel among `states` fields, by default 0..C-1. Published weights know 0 water
-    height, 1-3 velocity x, y and particles, 4-5 activator and inhibitor, 6-9 velocity x, y, density and pressure;
-    slots 10 and 11 are untrained. `drop_path` acts where an objective hands a generator to `stack`. The first
-    `recompute` blocks keep less memory and take longer.
+    `labels` gives the slot of each channel among `states` fields, by default 0..C-1. Published weights, which need
+    them, know 0 water height, 1-3 velocity x, y and particles, 4-5 activator and inhibitor, 6-9 velocity x, y, density
+    and pressure; slots 10 and 11 are untrained. `drop_path` acts where an objective hands a generator to `stack`. The
+    first `recompute` blocks keep less memory and take longer.
 
     State dict: the published names `space_bag`, `embed.in_proj`, `blocks.i.{temporal,spatial}`, 35 tensors a block; the
     names inside a block follow common usage and were not compared with a published file. Biases of the norms that do
@@ -71,7 +71,7 @@ class AViT(Encoder):
         self.blocks = nn.ModuleList(Block(width, heads, periodic, scale) for _ in range(depth))
         self.weights = weights
         if weights:
-            load_pretrained(self, weights, published(self))
+            load_pretrained(self, weights, published(self, labelled=labels is not None))
 
     def forward(self, clip: Tensor) -> Tensor:
         """Return the last frame's map [B, D, 1, h, w] of a clip [B, C, T, H, W]."""
@@ -110,16 +110,20 @@ def fit_labels(labels: list[int] | None, channels: int, states: int) -> list[int
     return labels
 
 
-def published(module: nn.Module, part: str = "") -> Callable[[State], State]:
+def published(module: nn.Module, part: str = "", labelled: bool = True) -> Callable[[State], State]:
     """Return what picks and names the tensors of an AViT, or with part="debed." of its de-stem, out of a file's.
 
     Published names, bare or after `module.`, and those of a run's last.ckpt. Slots of fields that the file does not
-    have stay as the module has them.
+    have stay as the module has them. Where channels are not `labelled`, picking from a file that is not a run's raises
+    UserError: its first slots are other fields than the data's.
     """
 
     def pick(state: State) -> State:
         state = {n.removeprefix("module."): x for n, x in state.items()}
         start = part or "encoder." * any(n.startswith("encoder.") for n in state)
+        if not start and not labelled:
+            raise UserError("encoder.weights: are published ones, whose slots are fields by name; say which the data's "
+                            "channels are, such as encoder.labels=[0,1,2] for height and velocities")  # fmt: skip
         state = {n.removeprefix(start): x for n, x in state.items() if n.startswith(start)}
         state = {n: x for n, x in state.items() if not n.startswith("debed.")}
         own = module.state_dict()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from physrep.data.module import Batch, Clips
 from physrep.encoders.base import Encoder
-from physrep.objectives.base import Objective
+from physrep.objectives.base import Objective, positive
 from physrep.objectives.decoder import Decoder, check_floor, footprint, nmse
 
 
@@ -32,6 +32,7 @@ class Autoencoder(Objective):
         **plan: Any,
     ) -> None:
         super().__init__(encoder, **plan)
+        positive(hidden=hidden)
         cell = footprint(encoder, channels, frames, "autoencoder")
         self.decoder = Decoder(encoder.width, channels, cell, hidden or encoder.width, depth)
         self.floor = check_floor(floor)

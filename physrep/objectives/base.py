@@ -130,8 +130,8 @@ class Objective(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def positive(**options: float) -> None:
-    """Raise UserError for an option of an objective that is not above 0."""
+def positive(**options: float | None) -> None:
+    """Raise UserError for an option of an objective that is given and not above 0."""
     for key, value in options.items():
-        if value <= 0:
+        if value is not None and value <= 0:
             raise UserError(f"objective.{key}={value}: must be more than 0")

@@ -76,7 +76,7 @@ def footprint(encoder: Encoder, channels: int, frames: int, objective: str) -> C
         return [n / m for n, m in zip(clip.shape[2:], features.shape[2:], strict=True)]
 
     refusals = []
-    for size in (64, 240, 224):  # every usual stride divides one of them
+    for size in (64, 240, 224, 432, 352, 416):  # strides up to 16 divide one of them
         try:
             one, two = cell(size), cell(2 * size)
             break

@@ -51,7 +51,7 @@ class Jepa(Objective):
         **plan: Any,
     ) -> None:
         super().__init__(encoder, **plan)
-        positive(chunks=chunks)
+        positive(chunks=chunks, hidden=hidden)
         self.predictor = ConvPredictor(encoder.width, hidden or 2 * encoder.width)
         self.projector = projector(encoder.width, projection) if projection else nn.Identity()
         self.weights, self.chunks = {"sim": sim, "std": std, "cov": cov, "sigreg": sigreg}, chunks

@@ -16,11 +16,12 @@ from physrep.encoders.base import Encoder, tokens
 from physrep.encoders.vit import Grid, VisionTransformer, transformer
 from physrep.errors import UserError
 from physrep.losses import covariance, variance_hinge, weigh
-from physrep.objectives.base import Objective
+from physrep.objectives.base import Objective, positive
 from physrep.objectives.teacher import Teacher
 from physrep.objectives.videomae import MaskDecoder
 
 ASPECT = (0.75, 1.5)  # height over width of a block, in tokens
+GROUP = 8  # clips of a rank whose masks are cut to one size
 
 
 class MaskedLatent(Objective):
@@ -28,11 +29,12 @@ class MaskedLatent(Objective):
     (V-JEPA, Bardes et al. 2024; V-JEPA 2, Assran et al. 2025).
 
     `masks` are pairs of a number of blocks and the share of the frame that each hides, at all times; the encoder sees
-    what one of them leaves, once for each. The teacher is an average of the encoder that keeps the part `ema` at each
-    optimiser step, so 1 / (1 - ema) should be far fewer than the steps of a run; it is what probes get. Targets are its
-    tokens after the final norm, standardised over the width; the loss is L1. Positions are the encoder's sines and
-    cosines, not V-JEPA 2's rotations. The predictor, thrown away after training, has half the encoder's `width` and
-    `depth`, and `heads` to suit (V-JEPA 2's: 384, 12, 12).
+    what one of them leaves, once for each. So that tokens make a tensor, masks are cut to the smallest of eight clips
+    of a rank (V-JEPA's to that of a whole batch: the larger it is, the less is seen). The teacher is an average of the
+    encoder that keeps the part `ema` at each optimiser step, so 1 / (1 - ema) should be far fewer than the steps of a
+    run; it is what probes get. Targets are its tokens after the final norm, standardised over the width; the loss is
+    L1. Positions are the encoder's sines and cosines, not V-JEPA 2's rotations. The predictor, thrown away after
+    training, has half the encoder's `width` and `depth`, and `heads` to suit (V-JEPA 2's: 384, 12, 12).
 
     `vicreg` weighs VICReg's 25 std + cov of each clip's mean over what the encoder makes of its visible tubelets, with
     the clips of all ranks as rows. Where 0.01 did best (github.com/jpakdel/active_matter_JEPA, nothing hidden) every
@@ -61,6 +63,7 @@ class MaskedLatent(Objective):
         if not masks or any(number < 1 or not 0 < share < 1 for number, share in masks):
             raise UserError(f"objective.masks: {masks} are not pairs of a number of blocks and the share of the frame "
                             "that each hides; choose such as [[8, 0.15], [2, 0.7]]")  # fmt: skip
+        positive(width=width, depth=depth, heads=heads)
         self.masks, self.vicreg = masks, vicreg
         width = width or vit.width // 2
         heads = heads or math.gcd(max(vit.heads // 2, 1), width)
@@ -73,26 +76,38 @@ class MaskedLatent(Objective):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return loss, l1 and baseline, and with `vicreg` std and cov, means over the masks, of a batch of clips."""
-        clip, grid, generator = batch["clip"], self.encoder.grid(batch["clip"]), self.generator()
+        clip, generator = batch["clip"], self.generator()
         with torch.no_grad():
             whole = tokens(self.teacher(clip)).float()
             target = F.layer_norm(whole, whole.shape[2:])  # [B, N, D]
             away = (target - target.mean(0)).abs().mean(2)
-        parts = []
-        for number, area in self.masks:
-            blocks = draw_blocks(grid, number, area, len(clip) * world(), generator)
-            context, hidden = (share(x).to(clip.device) for x in split(blocks, grid[0], generator))
-            seen = self.encoder.visible(clip, context)
-            predicted = self.predictor(seen, context, hidden, grid)
-            wanted = target.gather(1, hidden[..., None].expand_as(predicted))
-            part = {"l1": (predicted.float() - wanted).abs().mean(), "baseline": away.gather(1, hidden).mean()}
-            if self.vicreg:
-                rows = gather(seen.mean(1))
+        drawn = [self._errors(clip, target, away, mask, generator) for mask in self.masks]
+        parts = [{"l1": l1.mean(), "baseline": baseline.mean()} for l1, baseline, _ in drawn]
+        if self.vicreg:
+            for part, (*_, means) in zip(parts, drawn, strict=True):
+                rows = gather(means)
                 part |= {"std": variance_hinge(rows), "cov": covariance(rows)}
-            parts.append(part)
         terms = {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
         baseline = terms.pop("baseline")
         return weigh(terms, l1=1.0, std=25 * self.vicreg, cov=self.vicreg) | {"baseline": baseline}
+
+    def _errors(
+        self, clip: Tensor, target: Tensor, away: Tensor, mask: tuple[int, float], generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return, for every clip and one kind of mask, loss and baseline [B] and the mean of what is seen [B, D]."""
+        grid = self.encoder.grid(clip)
+        blocks = draw_blocks(grid, *mask, len(clip) * world(), generator)
+        found = []
+        for begin in range(0, len(clip), GROUP):
+            mine, all_ranks = slice(begin, begin + GROUP), slice(begin * world(), (begin + GROUP) * world())
+            context, hidden = (share(x).to(clip.device) for x in split(blocks[all_ranks], grid[0], generator))
+            seen = self.encoder.visible(clip[mine], context)
+            predicted = self.predictor(seen, context, hidden, grid)
+            wanted = target[mine].gather(1, hidden[..., None].expand_as(predicted))
+            l1 = (predicted.float() - wanted).abs().mean((1, 2))
+            found.append((l1, away[mine].gather(1, hidden).mean(1), seen.mean(1)))
+        l1, baseline, means = (torch.cat(each) for each in zip(*found, strict=True))
+        return l1, baseline, means
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take the step; the teacher follows."""
@@ -130,7 +145,7 @@ def draw_blocks(grid: Grid, number: int, share: float, batch: int, generator: to
 def split(blocks: Tensor, times: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Split tubelets into those that blocks [B, h, w] leave and cover at all times, [B, M] and [B, K] int64, ascending.
 
-    Indices over (t, h, w). M and K are the batch's smallest; of the samples that have more, some are drawn.
+    Indices over (t, h, w). M and K are the smallest of the samples; of those that have more, some are drawn.
     """
     covered = blocks.flatten(1).repeat(1, times)
     drawn = []

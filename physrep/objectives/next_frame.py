@@ -9,7 +9,7 @@ from torch import Tensor
 
 from physrep.data.module import Batch, Clips
 from physrep.encoders.base import Encoder
-from physrep.objectives.base import Objective
+from physrep.objectives.base import Objective, positive
 from physrep.objectives.decoder import Decoder, check_floor, footprint, nmse
 
 
@@ -34,6 +34,7 @@ class NextFrame(Objective):
         **plan: Any,
     ) -> None:
         super().__init__(encoder, **plan)
+        positive(hidden=hidden)
         dt, dh, dw = footprint(encoder, channels, frames, "next_frame")
         self.decoder = Decoder(encoder.width * (frames // dt), channels, (1, dh, dw), hidden or encoder.width, depth)
         self.target, self.floor = target, check_floor(floor)

@@ -15,7 +15,7 @@ from physrep.distributed import share, world
 from physrep.encoders.base import Encoder
 from physrep.encoders.vit import Grid, Positions, VisionTransformer, blocks, pick, table, transformer
 from physrep.errors import UserError
-from physrep.objectives.base import Objective
+from physrep.objectives.base import Objective, positive
 
 
 class VideoMae(Objective):
@@ -47,8 +47,7 @@ class VideoMae(Objective):
         super().__init__(vit, **plan)
         if not 0 < ratio < 1:
             raise UserError(f"objective.ratio: {ratio} is not a share to hide; choose one between 0 and 1, such as 0.9")
-        if eps <= 0:
-            raise UserError(f"objective.eps={eps}: must be more than 0; a tubelet may be flat")
+        positive(eps=eps, width=width, depth=depth, heads=heads)
         self.ratio, self.target, self.eps = ratio, target, eps
         width = width or vit.width // 2
         depth = min(4, -(-len(vit.blocks) // 3)) if depth is None else depth
@@ -58,18 +57,21 @@ class VideoMae(Objective):
         self.decoder = MaskDecoder(vit.width, width, depth, heads, channels * math.prod(vit.cell), vit.positions)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Return loss and baseline: mean squared errors over the hidden tubelets."""
+        """Return loss and, but in training, baseline: mean squared errors over the hidden tubelets."""
         clip, encoder = batch["clip"], self.encoder
         grid = encoder.grid(clip)
         drawn = [share(x) for x in tube_mask(grid, self.ratio, len(clip) * world(), self.generator())]
         keep, hidden = (tubes(places.to(clip.device), grid) for places in drawn)
         predicted = self.decoder(encoder.visible(clip, keep), keep, hidden, grid)
         target = self._target(pick(clip, encoder.cell, hidden))
+        loss = F.mse_loss(predicted.float(), target.flatten(2))
+        if self.training:
+            return {"loss": loss}
         with torch.no_grad():
             mean = pick(clip, encoder.cell, keep).mean((1, 3, 4, 5), keepdim=True).expand(target.shape)
             nearest = pick(fill(clip, encoder.cell[1:], drawn[0].to(clip.device)), encoder.cell, hidden)
             baseline = torch.stack([F.mse_loss(self._target(x), target) for x in (nearest, mean)]).min()
-        return {"loss": F.mse_loss(predicted.float(), target.flatten(2)), "baseline": baseline}
+        return {"loss": loss, "baseline": baseline}
 
     def _target(self, tubelets: Tensor) -> Tensor:
         return patch_normalise(tubelets.float(), self.eps) if self.target == "patch" else tubelets.float()

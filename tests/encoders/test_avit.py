@@ -296,7 +296,7 @@ LAYOUTS = {
 def test_files_of_every_layout_load_strictly(tmp_path, layout):
     state, path = contents(tiny()), str(tmp_path / "avit.tar")
     torch.save(LAYOUTS[layout](state), path)
-    encoder = tiny(weights=path)
+    encoder = tiny(weights=path, labels=[0, 1, 2])
     assert all(torch.equal(tensor, state[name]) for name, tensor in encoder.state_dict().items())
     back = destem(encoder)
     load_pretrained(back, path, published(back, "debed."))
@@ -306,7 +306,7 @@ def test_files_of_every_layout_load_strictly(tmp_path, layout):
 def test_slots_that_the_file_does_not_have_stay_as_they_are(tmp_path):
     state, path = contents(tiny()), str(tmp_path / "avit.pt")
     torch.save(state, path)
-    fresh, encoder = tiny(3, states=15), tiny(3, states=15, weights=path)
+    fresh, encoder = tiny(3, states=15), tiny(3, states=15, labels=[0, 1, 2], weights=path)
     assert torch.equal(encoder.space_bag.weight[:, :12], state["space_bag.weight"])
     assert torch.equal(encoder.space_bag.weight[:, 12:], fresh.space_bag.weight[:, 12:])
     back = destem(encoder)
@@ -320,12 +320,14 @@ def test_files_of_another_model_are_refused_in_one_line(tmp_path):
     def refused(held, match, **options):
         torch.save(held, tmp_path / "odd.pt")
         with pytest.raises(UserError, match=match):
-            tiny(weights=str(tmp_path / "odd.pt"), **options)
+            tiny(weights=str(tmp_path / "odd.pt"), **{"labels": [0, 1, 2]} | options)
 
     state = contents(tiny())
     refused({n: x for n, x in state.items() if "gamma" not in n}, r"lacks blocks\.0\.spatial\.gamma_att and 5 more")
     refused(state | {"head.weight": torch.ones(2)}, r"has unknown head\.weight; choose the encoder")
     refused(state, r"has unknown blocks\.1\.spatial\.gamma_att and 34 more", depth=1)
     refused(state, r"lacks blocks\.2\.spatial\.gamma_att and 34 more", depth=3)
+    refused(state, r"whose slots are fields by name; .* encoder\.labels=\[0,1,2\]", labels=None)
     refused(state, r"space_bag\.weight is \[4, 12\] in the file and \[8, 12\] here", width=32)
+    refused(state, r"whose slots are fields by name; .* encoder\.labels=\[0,1,2\]", labels=None)
     refused(state, r"space_bag\.weight is \[4, 12\] in the file and \[4, 5\] here", states=5)

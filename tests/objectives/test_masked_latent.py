@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from omegaconf import OmegaConf
+from torch.nn import functional as F
 
 from physrep.config import build, compose
 from physrep.encoders.base import tokens
@@ -181,6 +182,24 @@ def test_loss_is_the_mean_over_masks_targets_and_dimensions():
     torch.testing.assert_close(terms["baseline"], sum(baseline) / 2)
     assert torch.equal(terms["loss"], terms["l1"])
     assert masks[0] != masks[1]
+
+
+def test_a_larger_batch_is_seen_in_eights():
+    objective, clip = moved(make()), torch.randn(20, 3, 4, 32, 32)
+    grid, g = objective.encoder.grid(clip), objective.generator()
+    whole = F.layer_norm(tokens(objective.teacher.module(clip)), (24,))
+    masks, seen = [], []
+    for mask in objective.masks:
+        blocks, errors = draw_blocks(grid, *mask, 20, g), []
+        for part in (slice(0, 8), slice(8, 16), slice(16, 20)):
+            context, hidden = split(blocks[part], grid[0], g)
+            assert context.shape[1] == (~blocks[part]).sum((1, 2)).min() * grid[0]
+            predicted = objective.predictor(objective.encoder.visible(clip[part], context), context, hidden, grid)
+            errors += [(predicted[b] - whole[part][b, hidden[b]]).abs().mean() for b in range(len(context))]
+            seen.append(context.shape[1])
+        masks.append(sum(errors) / 20)
+    assert len(set(seen)) > 2
+    torch.testing.assert_close(objective.losses(batch(clip))["loss"], sum(masks) / 2)
 
 
 def test_vicreg_is_of_the_means_of_what_the_encoder_sees():

@@ -38,11 +38,11 @@ def test_state_dict_is_the_published_one_under_encoder(depth, tensors):
 def test_encoder_and_destem_take_one_file(tmp_path):
     state = {n.removeprefix("encoder."): torch.randn_like(t) for n, t in Mpp(encoder()).state_dict().items()}
     torch.save(state, tmp_path / "avit.pt")
-    model = Mpp(encoder(weights=str(tmp_path / "avit.pt")))
+    model = Mpp(encoder(weights=str(tmp_path / "avit.pt"), labels=[0, 1, 2]))
     assert all(torch.equal(t, state[n.removeprefix("encoder.")]) for n, t in model.state_dict().items())
     torch.save({n: t for n, t in state.items() if n != "debed.out_bias"}, tmp_path / "cut.pt")
     with pytest.raises(UserError, match=r"cut\.pt lacks out_bias; choose the encoder"):
-        Mpp(encoder(weights=str(tmp_path / "cut.pt")))
+        Mpp(encoder(weights=str(tmp_path / "cut.pt"), labels=[0, 1, 2]))
 
 
 def test_loss_equals_the_naive_loop():
