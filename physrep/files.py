@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import h5py
 import yaml
@@ -44,6 +46,21 @@ def _refusal(error: BaseException | None) -> int | None:
             return error.errno
         error = error.__cause__ or error.__context__
     return None
+
+
+def lock(file: TextIO, inherited: bool = True) -> bool:
+    """Take the lock on an open file, without waiting; where a file system has no locks, nobody holds one.
+
+    Child processes inherit it with the file, and hold it on, or it ends with this process.
+    """
+    try:
+        (fcntl.flock if inherited else fcntl.lockf)(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF):
+            raise
+    return True
 
 
 @contextmanager

@@ -85,7 +85,7 @@ def conduct(cfg: DictConfig, folder: Path, signals: Signals) -> None:
 
     from physrep.callbacks.checkpoints import Checkpoints
     from physrep.files import write_text
-    from physrep.run import record_provenance, resume_point
+    from physrep.run import claim, record_provenance, resume_point
 
     data, objective = assemble(cfg)
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -104,6 +104,7 @@ def conduct(cfg: DictConfig, folder: Path, signals: Signals) -> None:
     scale = scale_of(trainer, data)
     signals.at_once = False  # from here on there is something to end well
     if trainer.is_global_zero:
+        held = claim(folder)
         write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         record_provenance(folder, data.fingerprint, step, scale)
         checkpoints.tidy(start)
@@ -118,6 +119,7 @@ def conduct(cfg: DictConfig, folder: Path, signals: Signals) -> None:
     if trainer.is_global_zero:
         summary = {"step": trainer.global_step, "metrics": metrics, "cost": cost(trainer, objective, scale)}
         write_text(folder / "summary.json", json.dumps(summary, indent=1))
+        held.close()
         shown = [k for k in metrics if k in {"valid/loss", "probe/mse", "rank/effective"}]
         said = ", ".join(f"{k} {metrics[k]:.3g}" for k in shown)
         print(f"{folder}: {trainer.global_step} steps in {time.monotonic() - began:.0f} s; {said}")

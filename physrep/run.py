@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 from zipfile import BadZipFile
 
 from omegaconf import DictConfig, OmegaConf
@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 import physrep
 from physrep.config import build, check, config_hash, diff, run_name
 from physrep.errors import UserError, leads
-from physrep.files import read_yaml, write_text
+from physrep.files import lock, read_yaml, write_text
 from physrep.signatures import prefixes_of, signature_of
 
 if TYPE_CHECKING:
@@ -63,6 +63,17 @@ def read_config(folder: Path, allow: Sequence[str] = ()) -> DictConfig:
         raise UserError(f"{place}: has no key {missing[0]}; {remedy}")
     check(cfg)
     return cfg
+
+
+def claim(folder: Path) -> TextIO:
+    """Hold a run's folder, made if need be, for this process; UserError if another holds it. Keep what it returns."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / ".lock").open("w")
+    if not lock(file, inherited=False):
+        file.close()
+        raise UserError(f"{folder}: is being trained by another process; wait for it, or choose another name with "
+                        "run=NAME")  # fmt: skip
+    return file
 
 
 def commit() -> str:

@@ -13,8 +13,6 @@ stands after -- goes to sbatch.
 from __future__ import annotations
 
 import argparse
-import errno
-import fcntl
 import itertools
 import json
 import os
@@ -31,6 +29,7 @@ from typing import Any, TextIO
 from physrep import errors, slurm
 from physrep.config import cli, compose, grid
 from physrep.errors import UserError
+from physrep.files import lock, write_text
 from physrep.progress import track
 
 OPTIONS = {
@@ -194,18 +193,6 @@ def claimed(path: Path) -> Iterator[TextIO | None]:
             yield None
 
 
-def lock(file: TextIO) -> bool:
-    """Take the lock on an open file, without waiting; where a file system has no locks, nobody holds one."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EBADF):
-            raise
-    return True
-
-
 def probe(folder: Path, argv: Sequence[str]) -> list[str]:
     """Return what Python is called with to probe all finished runs of an experiment's folder, with its controls."""
     keys = ("probe", "controls", "labels", "layers", "allow", "dry_run")
@@ -251,8 +238,6 @@ def submit(cells: Sequence[Cell], shape: slurm.Shape, then: list[str], options: 
 
     To `show` prints the shell commands for it instead.
     """
-    from physrep.files import write_text
-
     folder = cells[0].folder.parent
     known = slurm.elements(folder)
     runs = [[str(cell.log), *cell.argv] for cell in cells if cell.status(known) in TODO]

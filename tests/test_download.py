@@ -93,7 +93,8 @@ def test_one_split_into_the_folder_of_the_environment(server, root, monkeypatch,
     assert capsys.readouterr().out.endswith("next: python -m physrep.verify data=shear_flow\n")
 
 
-def test_a_dataset_without_a_class_of_its_own(server, root, capsys):
+def test_a_dataset_without_a_class_of_its_own(server, root, capsys, monkeypatch):
+    monkeypatch.setattr("physrep.files.free_bytes", lambda _: 20e9)
     download.main(["data=well", "data.name=MHD_64", "split=test", f"data.root={root}"])
     assert files(root, "MHD_64", ["test"]) == set(root.rglob("*.hdf5"))
     assert f"{root}/MHD_64: 7.3 GB, " in capsys.readouterr().out

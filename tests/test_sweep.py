@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from physrep import sweep
+from physrep import files, sweep
 from physrep.config import cli
 from physrep.errors import UserError
 from physrep.fit import main as fit
@@ -76,7 +76,7 @@ def test_status_without_locks(number, tmp_path, monkeypatch):
     cell = Cell([], tmp_path / "dev" / "a")
     cell.log.parent.mkdir(parents=True)
     cell.log.touch()
-    monkeypatch.setattr(sweep.fcntl, "flock", flock)
+    monkeypatch.setattr(files.fcntl, "flock", flock)
     assert cell.status() == "failed"
     assert cell.status({"a": Element("running", "17")}) == "running"
     with claimed(cell.log) as log:
