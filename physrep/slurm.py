@@ -92,10 +92,10 @@ def array(folder: Path, runs: Sequence[Sequence[str]], shape: Shape, options: Se
 
 
 def probes(folder: Path, words: Sequence[str], gpus: bool, options: Sequence[str]) -> list[str]:
-    """Return the command that submits `python words...` on one device; when it runs is for `after` to say."""
+    """Return the command that submits `python -m words...` on one device; when it runs is for `after` to say."""
     return ["sbatch", "--parsable", f"--job-name=physrep-{folder.name}-probe", *Shape(1, 1, gpus).options(),
             f"--output={folder / 'logs' / 'probe.out'}", "--open-mode=append", *options,
-            f"--wrap={shlex.join(['python', *words])}"]  # fmt: skip
+            f"--wrap={shlex.join(['python', '-m', *words])}"]  # fmt: skip
 
 
 def after(arrays: Iterable[str]) -> str:

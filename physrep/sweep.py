@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from physrep import errors, slurm
+from physrep import errors, slurm, warm
 from physrep.config import cli, compose, grid
 from physrep.errors import UserError
 from physrep.files import lock, write_text
@@ -90,10 +90,10 @@ def main(argv: Sequence[str]) -> None:
         return
     status = statuses(planned)
     print(counts(status), flush=True)
-    fit_all([cell for cell, each in zip(planned, status, strict=True) if each in TODO], asked.jobs)
+    fit_all([cell for cell, each in zip(planned, status, strict=True) if each in TODO], asked.jobs, plain)
     tell(planned)
     for folder in {cell.folder.parent for cell in planned if cell.status() == "done"}:
-        if code := subprocess.run([sys.executable, *probe(folder, plain)], check=False).returncode:
+        if code := subprocess.run([sys.executable, "-m", *probe(folder, plain)], check=False).returncode:
             raise SystemExit(code)
     if "failed" in statuses(planned):
         raise SystemExit(1)
@@ -156,12 +156,12 @@ def is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
-def fit_all(cells: Sequence[Cell], jobs: int) -> None:
-    """Train cells, so many side by side. Interrupted, it starts no other and waits for those that have begun: they
-    are interrupted with it, and save where they are."""
+def fit_all(cells: Sequence[Cell], jobs: int, argv: Sequence[str]) -> None:
+    """Train cells and probe them, so many side by side. Interrupted, it starts no other and waits for those that have
+    begun: they are interrupted with it, and save where they are."""
     threads = max((os.cpu_count() or 1) // jobs, 1) if jobs > 1 else None
     with ThreadPoolExecutor(jobs) as pool:
-        begun = [pool.submit(fit, cell, threads) for cell in cells]
+        begun = [pool.submit(fit, cell, probe(cell.folder.parent, argv), threads) for cell in cells]
         try:
             for each in track(as_completed(begun), "runs", len(begun)):
                 each.result()
@@ -169,17 +169,21 @@ def fit_all(cells: Sequence[Cell], jobs: int) -> None:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def fit(cell: Cell, threads: int | None = None) -> None:
-    """Train one cell in a process of its own, with its output in the log; a cell that is running elsewhere is left."""
+def fit(cell: Cell, probes: Sequence[str], threads: int | None = None) -> None:
+    """Train one cell and probe it, with all output in the log; one that runs elsewhere is left.
+
+    Where its probes fail, those of the whole experiment, in the end, say why.
+    """
     cell.log.parent.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     with claimed(cell.log) as log:
         if log is None:
             return
-        command = [sys.executable, "-m", "physrep.fit", *cell.argv]
-        print(shlex.join(["python", *command[1:]]), file=log, flush=True)
-        subprocess.run(command, stdout=log, stderr=log, check=False, env=environment)
+        print(shlex.join(["python", "-m", "physrep.fit", *cell.argv]), file=log, flush=True)
+        code = warm.call(["physrep.fit", *cell.argv], log, threads)
     print(f"{cell.status():<8} {cell.folder}: {cell.last_line()}", flush=True)
+    if not code:
+        with cell.log.open("a") as log:
+            warm.call([*probes, f"run={cell.folder}", "controls=[]"], log, threads)
 
 
 @contextmanager
@@ -194,10 +198,10 @@ def claimed(path: Path) -> Iterator[TextIO | None]:
 
 
 def probe(folder: Path, argv: Sequence[str]) -> list[str]:
-    """Return what Python is called with to probe all finished runs of an experiment's folder, with its controls."""
+    """Return what Python runs (-m) to probe all finished runs of an experiment's folder, with its controls."""
     keys = ("probe", "controls", "labels", "layers", "allow", "dry_run")
     options = [a for a in argv if a.partition("=")[0].partition(".")[0] in keys]
-    return ["-m", "physrep.probe", f"experiment={folder.name}", f"runs={folder.parent}", *options]
+    return ["physrep.probe", f"experiment={folder.name}", f"runs={folder.parent}", *options]
 
 
 def statuses(planned: Sequence[Cell]) -> list[str]:

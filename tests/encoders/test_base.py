@@ -7,7 +7,7 @@ from physrep.config import build, compose
 from physrep.encoders.base import drop_rates
 from physrep.errors import UserError
 
-CASES = {"conv_tiny": 3, "vit_nano": 4, "avit_nano": 4}
+CASES = {"conv_tiny": 3, "vit_nano": 4, "avit_nano": 2}
 
 
 @pytest.mark.parametrize("name", CASES)
