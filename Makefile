@@ -42,14 +42,15 @@ demo: $(READY) ## from nothing to a table: simulate, pretrain, probe, report (ab
 	$(PY) -m physrep.report experiment=demo
 
 EXPERIMENT ?= small
+JOBS ?= 2  # runs side by side; 1 on a GPU
 SMALL_small := shear_flow rayleigh_benard active_matter gray_scott  # what an experiment's sets are simulated from
 SMALL_label_efficiency := shear_flow
 SMALL_ablations := shear_flow
 SMALL_failures := shear_flow
 
-benchmark: $(READY) ## runs, probes and report of EXPERIMENT=small (hours on two cores) or another; goes on where it was
+benchmark: $(READY) ## runs, probes and report of EXPERIMENT=small (hours) or another, JOBS=2 at a time; goes on where it was
 	$(foreach system,$(SMALL_$(EXPERIMENT)),$(PY) -m physrep.simulate system=$(system) preset=small &&) true
-	$(PY) -m physrep.sweep experiment=$(EXPERIMENT); status=$$?; \
+	$(PY) -m physrep.sweep experiment=$(EXPERIMENT) --jobs $(JOBS); status=$$?; \
 		$(PY) -m physrep.report experiment=$(EXPERIMENT) && exit $$status
 
 test: $(READY) ## all tests, in two processes

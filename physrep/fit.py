@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import time
@@ -105,6 +106,8 @@ def conduct(cfg: DictConfig, folder: Path, signals: Signals) -> None:
     signals.at_once = False  # from here on there is something to end well
     if trainer.is_global_zero:
         held = claim(folder)
+        if (folder / "summary.json").exists() or resume_point(folder, cfg) != (start, step):
+            raise UserError(f"{folder}: another process has trained it meanwhile; the same command continues")
         write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         record_provenance(folder, data.fingerprint, step, scale)
         checkpoints.tidy(start)
@@ -114,7 +117,14 @@ def conduct(cfg: DictConfig, folder: Path, signals: Signals) -> None:
               f"accumulated), {scale['steps_an_epoch']} steps an epoch, {scale['precision']}",
               file=sys.stderr)  # fmt: skip
     began = time.monotonic()
-    train(trainer, checkpoints, objective, data, start)
+    try:
+        train(trainer, checkpoints, objective, data, start)
+    except (UserError, SystemExit) as error:
+        mistake = not isinstance(error, SystemExit) or error.code == 2
+        if trainer.is_global_zero and mistake and not trainer.global_step:
+            held.close()
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if math.isfinite(v) and k != "step"}
     if trainer.is_global_zero:
         summary = {"step": trainer.global_step, "metrics": metrics, "cost": cost(trainer, objective, scale)}
@@ -208,7 +218,8 @@ def scale_of(trainer: Any, data: WellDataModule) -> dict[str, Any]:
     import torch
 
     world, accumulated, device = trainer.world_size, trainer.accumulate_grad_batches, trainer.strategy.root_device
-    step = world * data.batch_size * accumulated
+    step, number = world * data.batch_size * accumulated, torch.get_num_threads()
+    threads = f"{number} threads" if number > 1 else "1 thread"
     return {
         "ranks": world,
         "batch": data.batch_size,
@@ -216,7 +227,7 @@ def scale_of(trainer: Any, data: WellDataModule) -> dict[str, Any]:
         "global_batch": step,
         "steps_an_epoch": len(data.windows("train")) // step,
         "precision": trainer.precision,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {threads}",
     }
 
 

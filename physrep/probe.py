@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -44,8 +44,16 @@ def main(argv: Sequence[str]) -> None:
     memory.keep()
     folder = Path(cfg.run).parent if cfg.run else Path(cfg.runs) / cfg.experiment
     results, made = folder / "results.jsonl", 0
+    failed = 0
     for subject in subjects(cfg, folder, told):
-        made += score(subject, cfg, results)
+        try:
+            made += score(subject(), cfg, results)
+        except UserError as error:
+            if cfg.run:
+                raise
+            failed = errors.say(error)
+    if failed:
+        raise SystemExit(failed)
     if not cfg.dry_run:
         print(f"{results}: {made} rows added" if made else f"{results}: complete already")
 
@@ -64,8 +72,8 @@ class Subject:
     shares: tuple[float, ...] = ()  # of labels, where the run has been told them: no others make sense
 
 
-def subjects(cfg: DictConfig, folder: Path, told: Sequence[str]) -> Iterator[Subject]:
-    """Yield the controls and the runs: that of the config or the finished ones in the experiment's folder.
+def subjects(cfg: DictConfig, folder: Path, told: Sequence[str]) -> Iterator[Callable[[], Subject]]:
+    """Yield what makes the controls and the runs: that of the config or the finished ones in the experiment's folder.
 
     Controls are made for the data of every run, or of the config where there is no run. What the
     command line says of the data (`told`) holds for all of them.
@@ -96,9 +104,9 @@ def subjects(cfg: DictConfig, folder: Path, told: Sequence[str]) -> Iterator[Sub
             of = [control, config.data]
             if of not in made:
                 made.append(of)
-                yield control_subject(control, config)
+                yield partial(control_subject, control, config)
     for run, config in held.items():
-        yield run_subject(run, config, cfg.allow)
+        yield partial(run_subject, run, config, cfg.allow)
 
 
 def control_subject(control: str, cfg: DictConfig) -> Subject:
@@ -120,7 +128,7 @@ def run_subject(run: Path, cfg: DictConfig, allow: Sequence[str]) -> Subject:
     from physrep.run import digest, load
 
     frozen = load(run, allow)
-    mark = digest(frozen.digest(), source_code(frozen.objective, frozen.objective.encoder))
+    mark = digest(frozen.digest(), source_code(frozen.objective, frozen.objective.encoder, "encoders"))
     encode = partial(frozen.encode, normalised=True)
     source = Source(cfg.choices.objective, cfg.choices.encoder, encode, mark, model=frozen)
     cost = json.loads((run / "summary.json").read_text()).get("cost")
@@ -201,8 +209,9 @@ def _score(subject: Subject, asked: DictConfig, known: set[str], results: Path) 
     made = 0
     for name, node in ((str(n), node) for n, node in asked.probe.items()):
         probe = build(node)
+        setting = digest(OmegaConf.to_container(node), source_code(probe, "probes/heads.py", "probes/features.py"))
         of = [source.objective, source.digest, data.fingerprint, protocol, data.statistics, cfg.seed]
-        key = digest(of, name, OmegaConf.to_container(node), source_code(probe))
+        key = digest(of, config_hash(cfg) if subject.run else "", name, setting)
         if probe.needs == "clips" and source.model is None:
             print(f"{source.objective}: has no encoder to unfreeze, no {name}", file=sys.stderr)
             continue
@@ -241,7 +250,7 @@ def _score(subject: Subject, asked: DictConfig, known: set[str], results: Path) 
             probe=name, seed=cfg.seed,
             splits=data.split, split="test", shared=shared, labels=float(data.labels), layer=source.layer, **where,
             cost=subject.cost, run=subject.run, config=config_hash(cfg), commit=commit(), fingerprint=data.fingerprint,
-            step=subject.step, chosen=predictor.chosen, key=key,
+            step=subject.step, chosen=predictor.chosen, key=key, setting=setting,
         )  # fmt: skip
         made += append(results, rows)
     return made

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from physrep.results import Row
+    from physrep.sweep import Cell
     from physrep.tables import Section
 
 
@@ -48,22 +49,31 @@ def main(argv: Sequence[str]) -> None:
 
 def lacks(experiment: str, runs: str, rows: Sequence[Row]) -> list[str]:
     """Say which runs that the experiment plans have no row, and why; nothing where none of them was begun there."""
-    from physrep.sweep import cells, statuses
+    from physrep.sweep import cells, planned, statuses
+    from physrep.tables import plain
 
     try:
-        planned = cells([f"experiment={experiment}", f"runs={runs}"])
+        known = planned(Path(runs) / experiment) or cells([f"experiment={experiment}", f"runs={runs}"])
+        if not any(cell.folder.exists() or cell.log.exists() for cell in known):
+            return []
+        states = statuses(known)
     except UserError as error:  # rows are enough for a report
         return [f"Warning: what the experiment plans is not known ({error})."]
-    if not any(cell.folder.exists() or cell.log.exists() for cell in planned):
-        return []
-    scored = {Path(row.run).name for row in rows}
-    status = {cell.folder.name: (cell, each) for cell, each in zip(planned, statuses(planned), strict=True)}
-    left = {name: found for name, found in status.items() if name not in scored}
-    each = [one.replace("done", "not probed") for _, one in left.values()]
+    asked = {(row.probe, row.parameter, row.data) for row in rows if row.run and plain(row)}
+    left: dict[str, tuple[Cell, str]] = {}
+    each: list[str] = []
+    for cell, state in zip(known, states, strict=True):
+        own = {(row.probe, row.parameter, row.data) for row in rows if Path(row.run).name == cell.folder.name}
+        if not own:
+            left[cell.folder.name] = cell, state
+            each.append(state.replace("done", "not probed"))
+        elif any(data == next(iter(own))[2] for *_, data in asked - own):
+            left[cell.folder.name] = cell, "probed in part"
+            each.append("probed in part")
     if not left:
         return []
     counted = ", ".join(f"{count} {one}" for one, count in Counter(each).items())
-    said = [f"Missing: of {len(planned)} planned runs {counted}."]
+    said = [f"Missing: of {len(known)} planned runs {counted}."]
     said += [f"Failed: {name}: {cell.last_line()[:200]}" for name, (cell, one) in left.items() if one == "failed"]
     return said
 

@@ -61,6 +61,7 @@ class Row:
     step: int
     chosen: dict[str, Any]
     key: str
+    setting: str = ""  # digest of the probe's options and code; "" in rows that are older than this field
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(Row).items():

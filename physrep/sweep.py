@@ -39,6 +39,7 @@ OPTIONS = {
     "--print": "with --slurm: print what would be submitted, as shell commands, and stop",
 }
 TODO = ("failed", "pending")
+PLAN = "planned.txt"
 MONITORS = ("valid/loss", "valid/baseline", "probe/mse", "rank/effective", "std/between", "std/within")
 
 
@@ -79,24 +80,25 @@ class Cell:
 def main(argv: Sequence[str]) -> None:
     """Run `python -m physrep.sweep`; exit code 1 if a run failed."""
     asked, plain, extra = parse(argv)
-    planned = cells(plain, asked.slurm)
+    wanted = cells(plain, asked.slurm)
     if asked.status:
-        tell(planned)
+        tell(wanted)
         return
+    if not asked.print:
+        plan(wanted)
     if asked.slurm:
-        for folder in dict.fromkeys(cell.folder.parent for cell in planned):
-            here = [cell for cell in planned if cell.folder.parent == folder]
+        for folder in dict.fromkeys(cell.folder.parent for cell in wanted):
+            here = [cell for cell in wanted if cell.folder.parent == folder]
             submit(here, asked.slurm._replace(gpus=uses_gpus(here)), probe(folder, plain), extra, asked.print)
         return
-    status = statuses(planned)
+    status = statuses(wanted)
     print(counts(status), flush=True)
-    fit_all([cell for cell, each in zip(planned, status, strict=True) if each in TODO], asked.jobs, plain)
-    tell(planned)
-    for folder in {cell.folder.parent for cell in planned if cell.status() == "done"}:
-        if code := subprocess.run([sys.executable, "-m", *probe(folder, plain)], check=False).returncode:
-            raise SystemExit(code)
-    if "failed" in statuses(planned):
-        raise SystemExit(1)
+    fit_all([cell for cell, each in zip(wanted, status, strict=True) if each in TODO], asked.jobs, plain)
+    tell(wanted)
+    folders = dict.fromkeys(cell.folder.parent for cell in wanted if cell.status() == "done")
+    codes = [subprocess.run([sys.executable, "-m", *probe(each, plain)], check=False).returncode for each in folders]
+    if any(codes) or "failed" in statuses(wanted):
+        raise SystemExit(max(codes, default=0) or 1)
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
@@ -127,13 +129,12 @@ def cells(argv: Sequence[str], shape: slurm.Shape | None = None) -> list[Cell]:
     """
     from physrep.run import run_folder
 
-    lines = grid(argv)
-    axes: list[Mapping[str, Any]] = list(compose(lines[0]).sweep) or [{}]
-    fixed = {argument.partition("=")[0] for argument in argv}
-    if "run" in fixed:
+    if any(argument.partition("=")[0] == "run" for argument in argv):
         raise UserError("run: is the name of one run, and a sweep names them by itself; leave it out")
+    fixed = {argument.partition("=")[0] for argument in argv}
     out: dict[Path, Cell] = {}
-    for line, axis in itertools.product(lines, axes):
+    grids = [(line, axis) for line in grid(argv) for axis in list(compose(line).sweep) or [{}]]
+    for line, axis in grids:
         free = {key: value if is_list(value) else [value] for key, value in axis.items() if key not in fixed}
         for values in itertools.product(*free.values()):
             each = [*line, *(f"{key}={text(value)}" for key, value in zip(free, values, strict=True))]
@@ -143,7 +144,22 @@ def cells(argv: Sequence[str], shape: slurm.Shape | None = None) -> list[Cell]:
                 each += [f"trainer.{key}={n}" for key, n in wanted.items() if usual.get(key) != n]
             folder = run_folder(compose(each))
             out.setdefault(folder, Cell(each, folder))
+    for folder in {cell.folder.parent for cell in out.values()}:
+        compose(probe(folder, argv)[1:])  # what cannot be probed is not trained
     return list(out.values())
+
+
+def plan(cells: Sequence[Cell]) -> None:
+    """Note in each experiment's folder, beside what is there, which runs are asked for: the report says what lacks."""
+    for folder in dict.fromkeys(cell.folder.parent for cell in cells):
+        names = [cell.folder.name for cell in [*planned(folder), *cells] if cell.folder.parent == folder]
+        write_text(folder / PLAN, "".join(f"{name}\n" for name in dict.fromkeys(names)))
+
+
+def planned(folder: Path) -> list[Cell]:
+    """Return the runs that sweeps were asked for in an experiment's folder, without their command lines."""
+    file = folder / PLAN
+    return [Cell([], folder / name) for name in file.read_text().splitlines()] if file.exists() else []
 
 
 def text(value: Any) -> str:
@@ -179,9 +195,9 @@ def fit(cell: Cell, probes: Sequence[str], threads: int | None = None) -> None:
         if log is None:
             return
         print(shlex.join(["python", "-m", "physrep.fit", *cell.argv]), file=log, flush=True)
-        code = warm.call(["physrep.fit", *cell.argv], log, threads)
+        warm.call(["physrep.fit", *cell.argv], log, threads)
     print(f"{cell.status():<8} {cell.folder}: {cell.last_line()}", flush=True)
-    if not code:
+    if cell.status() == "done":
         with cell.log.open("a") as log:
             warm.call([*probes, f"run={cell.folder}", "controls=[]"], log, threads)
 
@@ -204,23 +220,23 @@ def probe(folder: Path, argv: Sequence[str]) -> list[str]:
     return ["physrep.probe", f"experiment={folder.name}", f"runs={folder.parent}", *options]
 
 
-def statuses(planned: Sequence[Cell]) -> list[str]:
+def statuses(cells: Sequence[Cell]) -> list[str]:
     """Return the status of every run, asking SLURM once a folder."""
-    known = {folder: slurm.elements(folder) for folder in dict.fromkeys(cell.folder.parent for cell in planned)}
-    return [cell.status(known[cell.folder.parent]) for cell in planned]
+    known = {folder: slurm.elements(folder) for folder in dict.fromkeys(cell.folder.parent for cell in cells)}
+    return [cell.status(known[cell.folder.parent]) for cell in cells]
 
 
-def tell(planned: Sequence[Cell]) -> None:
+def tell(cells: Sequence[Cell]) -> None:
     """Print what the monitors of the runs that are done say, a line for each that is not, and how many are what."""
-    status = statuses(planned)
-    done = [cell for cell, each in zip(planned, status, strict=True) if each == "done"]
+    status = statuses(cells)
+    done = [cell for cell, each in zip(cells, status, strict=True) if each == "done"]
     width = max((len(cell.folder.name) for cell in done), default=0)
     if done:
         print(" " * width, *(f"{name:>14}" for name in MONITORS))
     for cell in done:
         found = cell.metrics()
         print(f"{cell.folder.name:<{width}}", *(f"{found[n]:14.4g}" if n in found else " " * 14 for n in MONITORS))
-    for cell, each in zip(planned, status, strict=True):
+    for cell, each in zip(cells, status, strict=True):
         if each != "done":
             print(f"{each:<8} {cell.folder}" + (f": {cell.last_line()}" if each == "failed" else ""))
     print(counts(status))

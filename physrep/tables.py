@@ -90,17 +90,17 @@ def plain(of: Row | Cell) -> bool:
 
 
 def table(rows: Iterable[Row], resamples: int = 10_000, seed: int = 0, beside: bool = False) -> list[Section]:
-    """Return a section for each dataset, way to split it and fingerprint; the order of the rows makes no difference.
+    """Return a section for each dataset, way to split it and fingerprint; of what was probed again, the last row counts.
 
     `beside` adds the published numbers to those datasets, split as they come, that have some.
     """
     apart: dict[tuple[str, str, str, str], list[Row]] = defaultdict(list)
-    for row in sorted(_told_apart(rows), key=lambda row: (row.step, row.key, row.value)):
+    for row in _told_apart(rows):
         apart[row.data, row.splits, row.split, row.fingerprint].append(row)
     sections = []
     ways = list(SPLITS)
     for of, found in sorted(apart.items(), key=lambda item: (item[0][0], ways.index(item[0][1]), item[0][2:])):
-        kept, warnings = _furthest(found)
+        kept, warnings = _latest(found)
         others = [
             f"{split} {mark}" for *way, split, mark in sorted(apart) if way == [*of[:2]] and (split, mark) != of[2:]
         ]
@@ -127,13 +127,13 @@ def _told_apart(rows: Iterable[Row]) -> Iterator[Row]:
         yield replace(row, objective=f"{row.objective}, {row.variant}") if several and row.variant else row
 
 
-def _furthest(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
-    """Keep for each place in the table and seed the row of the furthest checkpoint, and warn of others."""
+def _latest(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
+    """Keep for each place in the table and seed the last row, and warn of others."""
     found: dict[tuple[Place, int, str], dict[str, Row]] = defaultdict(dict)
     for row in rows:
         found[_place(row), row.seed, row.parameter][row.key] = row
     many = {f"{_named(place)}, seed {seed}" for (place, seed, _), some in found.items() if len(some) > 1}
-    warnings = [f"{name}: rows of several configs or checkpoints, the furthest is shown" for name in sorted(many)]
+    warnings = [f"{name}: rows of several configs, checkpoints or settings, the latest is shown" for name in sorted(many)]
     return [list(some.values())[-1] for _, some in sorted(found.items())], warnings
 
 
@@ -245,6 +245,11 @@ def _doubts(rows: Sequence[Row], ids: Sequence[int]) -> Iterator[str]:
                "scores are optimistic and intervals too narrow")  # fmt: skip
     if len(seen := _by_value(row for row in rows if row.cost.get("windows"))) > 1:
         yield f"budgets differ: windows seen are {_listed(seen)}"
+    settings: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        settings[row.probe].add(row.setting)
+    for probe in sorted(name for name, some in settings.items() if len(some) > 1):
+        yield f"{probe} was fitted with more than one choice of its options, or by more than one version of its code"
     rows = [row for row in rows if plain(row)]
     lines, columns = {(r.objective, r.encoder) for r in rows}, {(r.probe, r.parameter) for r in rows}
     there = {(r.objective, r.encoder, r.probe, r.parameter) for r in rows}

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import operator
 import os
 import runpy
 import sys
 from collections.abc import Sequence
-from multiprocessing import get_context, reduction
+from multiprocessing import get_context, get_start_method, reduction, set_start_method
 from typing import Any, TextIO
 
-LOADED = ["lightning.pytorch", "timm.layers", "torch.utils.tensorboard", "physrep.data.module", "physrep.run"]
+LOADED = ["lightning.pytorch", "timm.layers", "torch.utils.tensorboard"]  # our own code is read anew for every call
 
 
 class Output:
@@ -30,15 +31,16 @@ def call(command: Sequence[str], output: TextIO, threads: int | None = None) -> 
     """
     context = get_context("forkserver")
     context.set_forkserver_preload(LOADED)
-    process = context.Process(target=_run, args=(command, Output(output), threads))
+    process = context.Process(target=_run, args=(command, Output(output), threads, get_start_method()))
     process.start()
     process.join()
     return process.exitcode or 0
 
 
-def _run(command: Sequence[str], output: int, threads: int | None) -> None:
+def _run(command: Sequence[str], output: int, threads: int | None, method: str) -> None:
     import torch
 
+    set_start_method(method, force=True)  # of a loader's workers
     for stream in (1, 2):
         os.dup2(output, stream)
     os.close(output)
@@ -47,4 +49,7 @@ def _run(command: Sequence[str], output: int, threads: int | None) -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)
     sys.argv = [*command]
-    runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+    finally:
+        atexit._run_exitfuncs()  # as processes of multiprocessing do from Python 3.13 on

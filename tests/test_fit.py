@@ -17,6 +17,7 @@ import physrep
 from physrep.config import compose
 from physrep.errors import UserError
 from physrep.fit import assemble, fit, main
+from physrep.run import run_folder
 
 CONF = Path("conf").resolve()
 
@@ -180,6 +181,27 @@ def test_a_mistake_leaves_no_folder(datasets, tmp_path):
             main(arguments(datasets, tmp_path / "runs", *more))
         assert "\n" not in str(error.value)
         assert not (tmp_path / "runs").exists()
+
+
+def test_a_mistake_that_the_first_step_meets_leaves_no_folder(datasets, tmp_path):
+    with pytest.raises(UserError, match=r"data\.batch_size=1: samples are compared within a batch"):
+        main(arguments(datasets, tmp_path / "runs", "objective=views", "data.batch_size=1"))
+    assert not list(tmp_path.glob("runs/*/*"))
+
+
+def test_one_process_at_a_time_trains_a_run(datasets, tmp_path):
+    argv = arguments(datasets, tmp_path / "runs")
+    folder = run_folder(compose(argv))
+    hold = "import sys; from pathlib import Path; from physrep.run import claim; f = claim(Path(sys.argv[1])); input('held')"
+    with subprocess.Popen([sys.executable, "-c", hold, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          text=True) as other:  # fmt: skip
+        assert other.stdout.read(4) == "held"
+        with pytest.raises(UserError, match=f"^{folder}: is being trained by another process; wait for it, or"):
+            main(argv)
+        assert {path.name for path in folder.iterdir()} == {".lock"}
+        other.communicate("\n")
+    main(argv)
+    assert (folder / "summary.json").exists()
 
 
 def test_a_foreign_checkpoint_is_not_resumed(finished, datasets, tmp_path):

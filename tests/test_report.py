@@ -114,7 +114,7 @@ def test_mae_is_in_physical_units_and_by_trajectory_is_of_the_mean_prediction():
 
 
 def test_the_order_of_rows_makes_no_difference():
-    made = several() + rows("jepa", step=200) + rows("jepa", fingerprint="beef")
+    made = several() + rows("jepa", fingerprint="beef")
     want = table(made, resamples=50)
     random.Random(0).shuffle(made)
     got = table(made, resamples=50)
@@ -133,13 +133,24 @@ def test_the_same_row_twice_counts_once():
     assert text(table(made + made[:7], resamples=50)) == text(table(made, resamples=50))
 
 
-def test_of_two_checkpoints_the_furthest_counts_and_it_is_said():
-    later = rows("jepa", step=200)
+@pytest.mark.parametrize("change", [{"step": 200}, {"step": 50}, {"config": "00000000"}])
+def test_of_what_was_probed_again_the_latest_counts_and_it_is_said(change):
+    later = rows("jepa", **change)
+    if "step" not in change:
+        later = [replace(row, key=f"again/{row.key}") for row in later]
     (section,) = table(rows("jepa") + later + rows("random"), resamples=20)
     assert [row for row in section.rows if row.objective == "jepa"] == later
     assert section.notes[0] == (
-        "Warning: jepa conv ridge, seed 0: rows of several configs or checkpoints, the furthest is shown."
+        "Warning: jepa conv ridge, seed 0: rows of several configs, checkpoints or settings, the latest is "
+        "shown."
     )
+
+
+def test_a_probe_set_in_more_than_one_way_is_said():
+    made = [*rows("jepa", seed=0, setting="a"), *rows("jepa", seed=1, setting="b"), *rows("random", setting="a")]
+    (section,) = table(made, resamples=20)
+    (warning,) = [note for note in section.notes if "ridge was fitted with more than one choice of its options" in note]
+    assert warning.startswith("Warning: ")
 
 
 def test_missing_cells_are_dashes_and_named():
@@ -647,11 +658,22 @@ def test_rows_are_enough(tmp_path, monkeypatch):
     assert "Missing" not in alone
     for run in runs[2:]:
         run.mkdir()
+    half = Path("runs/mine/results.jsonl").read_text()
     report.main(["experiment=mine", "resamples=20"])
     assert (tmp_path / "runs/mine/report/table.md").read_text() == f"- Missing: of 4 planned runs 2 pending.\n\n{alone}"
     append("runs/mine/results.jsonl", [row for seed in (2, 3) for row in few(seed=seed, run=str(runs[seed]))])
     report.main(["experiment=mine", "resamples=20"])
     assert "Missing" not in (tmp_path / "runs/mine/report/table.md").read_text()
+    append("runs/mine/results.jsonl", [replace(row, probe="knn", key="knn") for row in few(run=str(runs[0]))])
+    report.main(["experiment=mine", "resamples=20"])
+    said = (tmp_path / "runs/mine/report/table.md").read_text()
+    assert said.startswith("- Missing: of 4 planned runs 3 probed in part.\n")
+    Path("runs/mine/results.jsonl").write_text(half)
+    sweep.plan([sweep.Cell([], runs[0]), sweep.Cell([], Path("runs/mine/other"))])
+    sweep.plan([sweep.Cell([], runs[1])])
+    report.main(["experiment=mine", "resamples=20"])
+    said = (tmp_path / "runs/mine/report/table.md").read_text()
+    assert said.startswith("- Missing: of 3 planned runs 1 pending.\n"), "what sweeps were asked for is the plan"
 
 
 def test_a_plan_that_cannot_be_read_is_said_and_no_more(tmp_path, monkeypatch, capsys):

@@ -84,24 +84,30 @@ def test_status_without_locks(number, tmp_path, monkeypatch):
 
 
 def test_a_failed_run_stops_nothing_and_is_tried_again(tmp_path, monkeypatch, capsys):
-    """With a stand-in for fit: 0 fails until a file appears, 1 is done at once; probe is asked for once a sweep."""
-    asked = []
+    """With a stand-in for fit: 0 fails until a file appears, 1 is done at once; what is done is probed, and once a sweep
+    all of it."""
+    asked, probed = [], []
 
-    def run(command, stdout=None, stderr=None, check=True, env=None):
-        if command[2] == "physrep.probe":
-            asked.append(command[3:])
-            return subprocess.CompletedProcess(command, 0)
-        cfg = dict(argument.split("=") for argument in command[3:])
+    def call(command, output, threads=None):
+        if command[0] == "physrep.probe":
+            probed.append(command[-2])
+            return 0
+        cfg = dict(argument.split("=") for argument in command[1:])
         folder = next(c.folder for c in planned if f"seed={cfg['seed']}" in c.argv)
         if cfg["seed"] == "0" and not (tmp_path / "mended").exists():
-            print("physrep: seed 0 is cursed", file=stdout)
-        else:
-            folder.mkdir(parents=True)
-            (folder / "summary.json").write_text('{"metrics": {"valid/loss": 2.5, "rank/effective": 1.25}}')
+            print("physrep: seed 0 is cursed", file=output, flush=True)
+            return 2
+        folder.mkdir(parents=True)
+        (folder / "summary.json").write_text('{"metrics": {"valid/loss": 2.5, "rank/effective": 1.25}}')
+        return 0
+
+    def run(command, check):
+        asked.append(command[3:])
         return subprocess.CompletedProcess(command, 0)
 
     argv = ["data=shear_flow_tiny", "seed=0,1", f"runs={tmp_path / 'runs'}"]
     planned = cells(argv)
+    monkeypatch.setattr(sweep.warm, "call", call)
     monkeypatch.setattr(sweep.subprocess, "run", run)
     with pytest.raises(SystemExit) as stop:
         main(argv)
@@ -109,8 +115,10 @@ def test_a_failed_run_stops_nothing_and_is_tried_again(tmp_path, monkeypatch, ca
     said = capsys.readouterr().out
     assert "2 runs: 1 done, 0 running, 0 queued, 1 failed, 0 pending" in said
     assert f"failed   {planned[0].folder}: physrep: seed 0 is cursed" in said
+    assert probed == [f"run={planned[1].folder}"]
     (tmp_path / "mended").touch()
     main(argv)
+    assert probed == [f"run={cell.folder}" for cell in reversed(planned)]
     first, *_, last = capsys.readouterr().out.splitlines()
     assert first == "2 runs: 1 done, 0 running, 0 queued, 1 failed, 0 pending"
     assert last == "2 runs: 2 done, 0 running, 0 queued, 0 failed, 0 pending"

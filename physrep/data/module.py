@@ -188,20 +188,20 @@ class WellDataModule(LightningDataModule):
     def shared(self) -> int:
         """How many of test's trajectories start from a state that one of train starts from: none but in `well`.
 
-        Raises UserError for data that should have none, and for a trajectory that train has.
+        Raises UserError for data that should have none, and for a trajectory that train or valid has.
         """
         if self.split != "well":
             return 0  # as they are shared out
         names = list(self.header.scalars)
-        train, test = (
+        train, valid, test = (
             [*zip(starts(split, self.start), map(tuple, split.theta(names)), strict=True)]
-            for split in (self.splits["train"], self.splits["test"])
+            for split in self.splits.values()
         )
-        seen, states = set(train), {state for state, _ in train}
+        seen, states = {*train, *valid}, {state for state, _ in train}
         found, same = sum(state in states for state, _ in test), sum(each in seen for each in test)
         published = self.shared_starts and not (self.folder / "simulation.yaml").exists()
         if same or (found and not published):
-            what = f"{same} trajectories of test are in train" if same else f"{found} start from states that train has"
+            what = f"{same} trajectories of test are in train or valid" if same else f"{found} start from states that train has"
             raise UserError(f"{self.folder}: {what}; download or simulate it again, or take data.split=holdout")
         return found
 
@@ -376,6 +376,8 @@ class WellDataModule(LightningDataModule):
         standardised = clip.dtype == torch.float16  # as the cache holds it
         drawn = augment and bool(self.symmetries or self.dropout or self.noise)
         generator = torch.Generator(clip.device).manual_seed(step_seed(self.seed, raw["draw"])) if drawn else None
+        alone = bool(generator and (self.symmetries or self.dropout)) and self.clips == "pair"
+        clip = transforms.apart(clip) if alone else clip  # each clip of a pair has draws of its own
         if generator and self.symmetries:
             if standardised:
                 mean, std = (torch.tensor(values, dtype=torch.float32, device=clip.device) for values in self._fields)
@@ -394,6 +396,7 @@ class WellDataModule(LightningDataModule):
             clip = transforms.drop_channels(clip, self.dropout, generator)
         if generator and self.noise:
             clip = transforms.add_noise(clip, self.noise, generator)
+        clip = transforms.together(clip) if alone else clip
         return {"clip": clip, "theta": raw["theta"], "trajectory": raw["trajectory"]}
 
     @property

@@ -41,6 +41,16 @@ def resize(clip: Tensor, size: Sequence[int]) -> Tensor:
     return resized
 
 
+def apart(clip: Tensor) -> Tensor:
+    """Return the two clips of every sample as samples of their own, [B, C, 2T, *S] -> [2B, C, T, *S]."""
+    return clip.unflatten(2, (2, -1)).movedim(2, 1).flatten(0, 1)
+
+
+def together(clips: Tensor) -> Tensor:
+    """Undo `apart`, [2B, C, T, *S] -> [B, C, 2T, *S]."""
+    return clips.unflatten(0, (-1, 2)).movedim(1, 2).flatten(2, 3)
+
+
 def mirror(clip: Tensor, signs: Sequence[Sequence[int]], generator: torch.Generator) -> Tensor:
     """Mirror samples along a random choice of axes; clip [B, C, T, *S] in physical units.
 

@@ -15,6 +15,7 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
+import physrep
 from physrep.data.module import WellDataModule
 from physrep.errors import UserError
 from physrep.files import whole_hdf5
@@ -59,8 +60,15 @@ def statistics_source() -> Source:
 
 
 def source_code(*things: Any) -> list[str]:
-    """Return digests of the modules that classes or instances are written in."""
-    return [digest(inspect.getsource(sys.modules[type(t).__module__])) for t in things]
+    """Return digests of the modules that instances' classes are written in, or of files by path in the package: of all
+    in a folder."""
+    here, found = Path(physrep.__file__).parent, []
+    for thing in things:
+        if isinstance(thing, str):
+            found += [digest(p.read_text()) for p in sorted((here / thing).glob("*.py")) or [here / thing]]
+        else:
+            found.append(digest(inspect.getsource(sys.modules[type(thing).__module__])))
+    return found
 
 
 def precision(place: torch.device) -> torch.dtype:
@@ -82,8 +90,9 @@ def embed(source: Source, data: WellDataModule, split: str, cache: Path) -> Feat
     here = device()
     dtype = precision(here) if source.model else torch.float32
     key = digest(
-        source.digest, data.fingerprint, split, len(windows), protocol, data.statistics, str(source.dtype), str(dtype)
-    )
+        source.digest, data.fingerprint, split, len(windows), protocol, data.statistics, str(source.dtype), str(dtype),
+        source_code("data/transforms.py", "data/windows.py", "data/reader.py"),
+    )  # fmt: skip
     place = cache / f"{source.objective}-{split}-{key}.h5"
     if (kept := _kept(place)) is not None:
         return kept.to(here)

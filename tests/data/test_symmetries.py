@@ -101,6 +101,23 @@ def test_training_alone_is_changed_and_each_draw_has_its_own(datasets):
     torch.testing.assert_close(changed.prepare_batch(raw, augment=False)["clip"], one)
 
 
+@pytest.mark.parametrize("options", [{"symmetries": True}, {"dropout": 0.5}])
+def test_the_clips_of_a_pair_are_changed_apart(options, datasets):
+    same_data = {"root": str(datasets), "frames": 4, "batch_size": 16, "cut": {"y": 16}}
+    plain, changed = (ShearFlow("shear_flow_tiny", **same_data, **more) for more in ({}, options))
+    for data in (plain, changed):
+        data.clips = "pair"
+        data.setup("fit")
+    raw = next(iter(changed.train_dataloader()))
+    one, other = (data.prepare_batch(raw, augment=True)["clip"] for data in (plain, changed))
+    assert one.shape == other.shape
+    same = torch.stack([(one == other)[:, :, half].flatten(1).all(1) for half in (slice(4), slice(4, 8))])
+    assert (same[0] != same[1]).any() if options.get("symmetries") else not same.all()
+    dropped = torch.stack([(other == 0)[:, :, half].flatten(2).all(2) for half in (slice(4), slice(4, 8))])
+    assert (dropped[0] != dropped[1]).any() == ("dropout" in options)
+    torch.testing.assert_close(transforms.together(transforms.apart(other)), other)
+
+
 def test_channels_can_be_left_out(datasets):
     every = ShearFlow("shear_flow_tiny", root=str(datasets), frames=4, batch_size=2)
     some = ShearFlow("shear_flow_tiny", root=str(datasets), frames=4, batch_size=2, channels=["velocity_y", "tracer"])
