@@ -53,9 +53,10 @@ def lacks(experiment: str, runs: str, rows: Sequence[Row]) -> list[str]:
     from physrep.tables import plain
 
     try:
-        known = planned(Path(runs) / experiment) or cells([f"experiment={experiment}", f"runs={runs}"])
-        if not any(cell.folder.exists() or cell.log.exists() for cell in known):
-            return []
+        if not (known := planned(Path(runs) / experiment)):
+            known = cells([f"experiment={experiment}", f"runs={runs}"])
+            if not any(cell.folder.exists() or cell.log.exists() for cell in known):
+                return []
         states = statuses(known)
     except UserError as error:  # rows are enough for a report
         return [f"Warning: what the experiment plans is not known ({error})."]

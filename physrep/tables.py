@@ -90,7 +90,7 @@ def plain(of: Row | Cell) -> bool:
 
 
 def table(rows: Iterable[Row], resamples: int = 10_000, seed: int = 0, beside: bool = False) -> list[Section]:
-    """Return a section for each dataset, way to split it and fingerprint; of what was probed again, the last row counts.
+    """Return a section for each dataset, way to split it and fingerprint; where rows are of one place, the last counts.
 
     `beside` adds the published numbers to those datasets, split as they come, that have some.
     """
@@ -133,7 +133,9 @@ def _latest(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
     for row in rows:
         found[_place(row), row.seed, row.parameter][row.key] = row
     many = {f"{_named(place)}, seed {seed}" for (place, seed, _), some in found.items() if len(some) > 1}
-    warnings = [f"{name}: rows of several configs, checkpoints or settings, the latest is shown" for name in sorted(many)]
+    warnings = [
+        f"{name}: rows of several configs, checkpoints or settings, the latest is shown" for name in sorted(many)
+    ]
     return [list(some.values())[-1] for _, some in sorted(found.items())], warnings
 
 

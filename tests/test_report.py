@@ -6,6 +6,7 @@ import re
 import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import matplotlib.image
 import numpy as np
@@ -141,8 +142,7 @@ def test_of_what_was_probed_again_the_latest_counts_and_it_is_said(change):
     (section,) = table(rows("jepa") + later + rows("random"), resamples=20)
     assert [row for row in section.rows if row.objective == "jepa"] == later
     assert section.notes[0] == (
-        "Warning: jepa conv ridge, seed 0: rows of several configs, checkpoints or settings, the latest is "
-        "shown."
+        "Warning: jepa conv ridge, seed 0: rows of several configs, checkpoints or settings, the latest is shown."
     )
 
 

@@ -84,8 +84,8 @@ def test_status_without_locks(number, tmp_path, monkeypatch):
 
 
 def test_a_failed_run_stops_nothing_and_is_tried_again(tmp_path, monkeypatch, capsys):
-    """With a stand-in for fit: 0 fails until a file appears, 1 is done at once; what is done is probed, and once a sweep
-    all of it."""
+    """With a stand-in for fit: 0 fails until a file appears, 1 is done at once; what is done is probed, and all of it
+    once a sweep."""
     asked, probed = [], []
 
     def call(command, output, threads=None):

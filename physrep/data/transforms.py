@@ -43,12 +43,14 @@ def resize(clip: Tensor, size: Sequence[int]) -> Tensor:
 
 def apart(clip: Tensor) -> Tensor:
     """Return the two clips of every sample as samples of their own, [B, C, 2T, *S] -> [2B, C, T, *S]."""
-    return clip.unflatten(2, (2, -1)).movedim(2, 1).flatten(0, 1)
+    clips: Tensor = clip.unflatten(2, (2, -1)).movedim(2, 1).flatten(0, 1)
+    return clips
 
 
 def together(clips: Tensor) -> Tensor:
     """Undo `apart`, [2B, C, T, *S] -> [B, C, 2T, *S]."""
-    return clips.unflatten(0, (-1, 2)).movedim(1, 2).flatten(2, 3)
+    clip: Tensor = clips.unflatten(0, (-1, 2)).movedim(1, 2).flatten(2, 3)
+    return clip
 
 
 def mirror(clip: Tensor, signs: Sequence[Sequence[int]], generator: torch.Generator) -> Tensor:
