@@ -32,10 +32,22 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str]) -> None:
     """Run `python -m physrep.fit`."""
     cfg = cli(argv, base="config", doc=__doc__)
+    check_values(cfg)
     if cfg.dry_run:
         dry_run(cfg)
     else:
         fit(cfg)
+
+
+def check_values(cfg: DictConfig) -> None:
+    """Raise UserError for numbers of the run and its trainer that make no sense."""
+    least = {"trainer.max_steps": 1, "trainer.accumulate_grad_batches": 1, "checkpoint_every": 1, "keep": 0}
+    for key, low in least.items():
+        value = OmegaConf.select(cfg, key)
+        if value is not None and value < low:
+            raise UserError(f"{key}={value}: must be {low} or more")
+    if cfg.run is not None and Path(str(cfg.run)).name != str(cfg.run):
+        raise UserError(f"run={cfg.run}: is a name, not a path; runs=FOLDER and experiment=NAME say where it lies")
 
 
 def assemble(cfg: DictConfig) -> tuple[WellDataModule, Objective]:

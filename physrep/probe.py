@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 CONTROLS = ("mean", "statistics")
 STATED = {"data.split", "data.labels"}  # rows have fields of their own for these
+PLACES = {"data.root", "data.num_workers", "data.batch_size", "data.cache", "data.name"}  # make no other windows
 
 
 def main(argv: Sequence[str]) -> None:
@@ -37,25 +38,40 @@ def main(argv: Sequence[str]) -> None:
     told = [a.partition("=")[0] for a in argv if a.startswith("data.")]
     if "data.labels" in told:
         raise UserError("data.labels: is for training; say labels=[...] for the shares of labels that probes are told")
-    if wrong := [share for share in cfg.labels if not 0 < share <= 1]:
+    if wrong := [share for share in cfg.labels if not isinstance(share, (int, float)) or not 0 < share <= 1]:
         raise UserError(f"labels: {wrong[0]} is no share of the trajectories; give more than 0 and at most 1")
+    for key in ("probe", "labels"):
+        if not cfg[key]:
+            raise UserError(f"{key}: is empty, so there is nothing to do; leave it out for the usual")
     if unknown := [c for c in cfg.controls if c not in CONTROLS]:
         raise UserError(f"controls: no such control {unknown[0]!r}{errors.did_you_mean(unknown[0], CONTROLS)}")
     memory.keep()
     folder = Path(cfg.run).parent if cfg.run else Path(cfg.runs) / cfg.experiment
     results, made = folder / "results.jsonl", 0
-    failed = 0
-    for subject in subjects(cfg, folder, told):
+    failed: UserError | None = None
+    for subject in subjects(cfg, folder, told, chosen(argv)):
         try:
-            made += score(subject(), cfg, results)
+            made += score(subject(), cfg, results, argv)
         except UserError as error:
-            if cfg.run:
-                raise
-            failed = errors.say(error)
+            if failed:
+                errors.say(failed)
+            failed = error
     if failed:
-        raise SystemExit(failed)
+        raise failed
     if not cfg.dry_run:
         print(f"{results}: {made} rows added" if made else f"{results}: complete already")
+
+
+def chosen(argv: Sequence[str]) -> dict[str, str]:
+    """Return which choices of data, objective, encoder and seed a command line names: only runs that have them count."""
+    named = (argument.partition("=")[::2] for argument in argv)
+    return {key: value for key, value in named if key in ("data", "objective", "encoder", "seed")}
+
+
+def setting_of(name: str, argv: Sequence[str]) -> str:
+    """Return a probe's name and the options that the command line gives it beside the experiment's."""
+    start = f"probe.{name}."
+    return ", ".join([name, *(argument.removeprefix(start) for argument in argv if argument.startswith(start))])
 
 
 @dataclass(frozen=True)
@@ -72,17 +88,22 @@ class Subject:
     shares: tuple[float, ...] = ()  # of labels, where the run has been told them: no others make sense
 
 
-def subjects(cfg: DictConfig, folder: Path, told: Sequence[str]) -> Iterator[Callable[[], Subject]]:
+def subjects(
+    cfg: DictConfig, folder: Path, told: Sequence[str], named: Mapping[str, str]
+) -> Iterator[Callable[[], Subject]]:
     """Yield what makes the controls and the runs: that of the config or the finished ones in the experiment's folder.
 
-    Controls are made for the data of every run, or of the config where there is no run. What the
-    command line says of the data (`told`) holds for all of them.
+    Of the latter those of the choices that the command line has `named`. Controls are made for the data of every run,
+    or of the config where there is no run. What the command line says of the data (`told`) holds for all of them.
     """
     from physrep.run import read_config
 
     held = {}
     for run in [Path(cfg.run)] if cfg.run else sorted(p.parent for p in folder.glob("*/config.yaml")):
         config = read_config(run, cfg.allow)
+        has = {**config.choices, "seed": config.seed}
+        if not cfg.run and any(str(has.get(key)) != value for key, value in named.items()):
+            continue
         split = config.data.get("split", "well")
         if "data.split" in told and split != cfg.data.split:
             raise UserError(f"data.split: {run} was trained with {split} and has seen what {cfg.data.split} tests on; "
@@ -96,33 +117,39 @@ def subjects(cfg: DictConfig, folder: Path, told: Sequence[str]) -> Iterator[Cal
         else:
             print(f"{run}: not finished, skipped", file=sys.stderr)
     if not held and not cfg.controls:
-        raise UserError(f"{folder}: holds no finished run; train one first: python -m physrep.fit "
-                        f"experiment={cfg.experiment}")  # fmt: skip
+        of = "".join(f" {key}={value}" for key, value in named.items())
+        raise UserError(f"{folder}: holds no finished run{of and ' of'}{of}; train one first: python -m physrep.fit "
+                        f"experiment={cfg.experiment}{of}")  # fmt: skip
     made: list[Any] = []
     for config in list(held.values()) or [cfg]:
         for control in cfg.controls:
             of = [control, config.data]
             if of not in made:
                 made.append(of)
-                yield partial(control_subject, control, config)
+                yield partial(control_subject, control, config, told)
     for run, config in held.items():
-        yield partial(run_subject, run, config, cfg.allow)
+        yield partial(run_subject, run, config, cfg.allow, told)
 
 
-def control_subject(control: str, cfg: DictConfig) -> Subject:
+def control_subject(control: str, cfg: DictConfig, told: Sequence[str] = ()) -> Subject:
     """Make a control that has no encoder: predicting the mean, or hand-made statistics."""
     from physrep.probes.embed import mean_source, statistics_source
 
     source = mean_source() if control == "mean" else statistics_source()
-    return Subject(source, build(cfg.data, seed=cfg.seed), cfg, variant=variant(cfg, "data."))
+    return Subject(source, build(cfg.data, seed=cfg.seed), cfg, variant=variant(cfg, told, "data."))
 
 
-def variant(cfg: DictConfig, group: str = "") -> str:
-    """Say what a run was given beside its choices, in a group of keys, and what rows have no field of their own for."""
-    return ", ".join(said for key, said in changes(cfg).items() if key.startswith(group) and key not in STATED)
+def variant(cfg: DictConfig, told: Sequence[str] = (), group: str = "") -> str:
+    """Say what a run was given beside its choices, in a group of keys, and what rows have no field of their own for.
+
+    Keys of the data that its probes are `told` count also where they make no other run.
+    """
+    given = {key: f"{key.removeprefix('data.')}={OmegaConf.select(cfg, key)}" for key in told if key not in PLACES}
+    given |= changes(cfg)
+    return ", ".join(said for key, said in sorted(given.items()) if key.startswith(group) and key not in STATED)
 
 
-def run_subject(run: Path, cfg: DictConfig, allow: Sequence[str]) -> Subject:
+def run_subject(run: Path, cfg: DictConfig, allow: Sequence[str], told: Sequence[str] = ()) -> Subject:
     """Take the frozen encoder of a finished run."""
     from physrep.probes.embed import Source, source_code
     from physrep.run import digest, load
@@ -141,10 +168,10 @@ def run_subject(run: Path, cfg: DictConfig, allow: Sequence[str]) -> Subject:
         if now[name] != frozen.meta[name]:
             raise UserError(f"{run}: was trained on other data than {data.folder} now holds ({name} differs); "
                             "train it again")  # fmt: skip
-    return Subject(source, data, cfg, str(run), frozen.step, cost, variant(cfg), shares)
+    return Subject(source, data, cfg, str(run), frozen.step, cost, variant(cfg, told), shares)
 
 
-def score(subject: Subject, asked: DictConfig, results: Path) -> int:
+def score(subject: Subject, asked: DictConfig, results: Path, argv: Sequence[str] = ()) -> int:
     """Fit every probe asked for on a subject that has no row yet, append the rows, and return how many."""
     from physrep.results import read
 
@@ -156,12 +183,12 @@ def score(subject: Subject, asked: DictConfig, results: Path) -> int:
     known = {row.key for row in read(results)} if results.exists() else set()
     for share in subject.shares or asked.labels:
         data.labels = share
-        made += _score(subject, asked, known, results)
+        made += _score(subject, asked, known, results, argv)
     data.labels = cfg.data.get("labels", 1.0)
     for layer in wanted:
         encode = partial(source.model.encode_layer, layer=layer) if source.model else source.encode
         here = replace(source, encode=encode, digest=f"{source.digest} layer {layer}", layer=layer)
-        made += _score(replace(subject, source=here), asked, known, results)
+        made += _score(replace(subject, source=here), asked, known, results, argv)
     return made
 
 
@@ -177,7 +204,7 @@ def layers(source: Source, asked: str | int | Sequence[int] | None) -> list[str]
     return wanted
 
 
-def _score(subject: Subject, asked: DictConfig, known: set[str], results: Path) -> int:
+def _score(subject: Subject, asked: DictConfig, known: set[str], results: Path, argv: Sequence[str]) -> int:
     from physrep.data.splits import SPLITS
     from physrep.metrics import between_within, effective_rank
     from physrep.probes.embed import embed, source_code
@@ -247,7 +274,7 @@ def _score(subject: Subject, asked: DictConfig, known: set[str], results: Path) 
             scales=data.scales,
             centers=data.statistics["theta_mean"], spreads=data.statistics["theta_std"],
             data=data.name, objective=source.objective, encoder=source.encoder, variant=subject.variant,
-            probe=name, seed=cfg.seed,
+            probe=setting_of(name, argv), seed=cfg.seed,
             splits=data.split, split="test", shared=shared, labels=float(data.labels), layer=source.layer, **where,
             cost=subject.cost, run=subject.run, config=config_hash(cfg), commit=commit(), fingerprint=data.fingerprint,
             step=subject.step, chosen=predictor.chosen, key=key, setting=setting,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from physrep import errors
-from physrep.config import cli
+from physrep.config import cli, home
 from physrep.errors import UserError
 from physrep.files import whole, write_text
 
@@ -39,7 +39,9 @@ def main(argv: Sequence[str]) -> None:
     results = Path(cfg.results or Path(cfg.runs) / cfg.experiment / "results.jsonl")
     rows = read(results) if results.exists() else []
     if not rows:
-        raise UserError(f"{results}: no results; make them: python -m physrep.probe experiment={cfg.experiment}")
+        kept = home() / "experiments" / cfg.experiment / "results.jsonl"
+        hint = f", or take those that come with the code: results={kept}" if kept.exists() else ""
+        raise UserError(f"{results}: no results; make them: python -m physrep.probe experiment={cfg.experiment}{hint}")
     sections = table(rows, cfg.resamples, beside=cfg.published)
     missing = [] if cfg.results else lacks(str(cfg.experiment), str(cfg.runs), rows)
     print(text(sections, missing=missing), end="\n\n")

@@ -152,7 +152,11 @@ def make_rows(
 def read(path: str | Path) -> list[Row]:
     """Return the rows of a results.jsonl in their order; UserError names the first line that is not a row."""
     rows = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is no text; name a results.jsonl that physrep.probe wrote") from None
+    for number, line in enumerate(lines, 1):
         try:
             rows.append(Row(**json.loads(line)))
         except (ValueError, TypeError) as error:

@@ -114,7 +114,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]
     except argparse.ArgumentError as error:
         raise UserError(f"{error.argument_name}: {error.message}") from None
     if options := [argument for argument in plain if argument.startswith("-")]:
-        cli(options, doc="\n".join([__doc__ or "", *(f"    {name:<9} {does}" for name, does in OPTIONS.items())]))
+        cli([*plain], doc="\n".join([__doc__ or "", *(f"    {name:<9} {does}" for name, does in OPTIONS.items())]))
     if asked.jobs < 1:
         raise UserError(f"--jobs: {asked.jobs} runs side by side are none; give 1 or more")
     if not asked.slurm and (asked.print or argv[end:]):
@@ -131,13 +131,10 @@ def cells(argv: Sequence[str], shape: slurm.Shape | None = None) -> list[Cell]:
 
     if any(argument.partition("=")[0] == "run" for argument in argv):
         raise UserError("run: is the name of one run, and a sweep names them by itself; leave it out")
-    fixed = {argument.partition("=")[0] for argument in argv}
     out: dict[Path, Cell] = {}
-    grids = [(line, axis) for line in grid(argv) for axis in list(compose(line).sweep) or [{}]]
-    for line, axis in grids:
-        free = {key: value if is_list(value) else [value] for key, value in axis.items() if key not in fixed}
-        for values in itertools.product(*free.values()):
-            each = [*line, *(f"{key}={text(value)}" for key, value in zip(free, values, strict=True))]
+    for line, axis in [(line, axis) for line in grid(argv) for axis in axes(line)]:
+        for values in itertools.product(*axis.values()):
+            each = [*line, *(f"{key}={text(value)}" for key, value in zip(axis, values, strict=True))]
             if shape:  # only what differs: a run on one device has one name
                 usual = {"num_nodes": 1, **compose(each).trainer}
                 wanted = {"num_nodes": shape.nodes, "devices": shape.devices}
@@ -147,6 +144,25 @@ def cells(argv: Sequence[str], shape: slurm.Shape | None = None) -> list[Cell]:
     for folder in {cell.folder.parent for cell in out.values()}:
         compose(probe(folder, argv)[1:])  # what cannot be probed is not trained
     return list(out.values())
+
+
+def axes(line: Sequence[str]) -> list[dict[str, list[Any]]]:
+    """Return the grids of a command line's experiment, narrowed to the values that it gives for their keys.
+
+    Raises UserError for a value that none of them has, and for what is no grid.
+    """
+    given = dict(argument.partition("=")[::2] for argument in line)
+    found: list[Mapping[str, Any]] = list(compose(line).sweep)
+    if wrong := [each for each in found if not isinstance(each, Mapping)]:
+        raise UserError(f"sweep: {wrong[0]} is no grid; write such as sweep=[{{objective: [jepa, views]}}]")
+    grids = [{key: list(v) if is_list(v) else [v] for key, v in each.items()} for each in found]
+    if empty := [key for each in grids for key, values in each.items() if not values]:
+        raise UserError(f"sweep: {empty[0]} has no value; give some")
+    fits = [each for each in grids if all(given[k] in map(text, each[k]) for k in given.keys() & each.keys())]
+    if grids and not fits:
+        said = " ".join(f"{key}={value}" for key, value in given.items() if any(key in each for each in grids))
+        raise UserError(f"sweep: the experiment's grid has no run with {said}; leave a key out, or try --cfg")
+    return [{key: values for key, values in each.items() if key not in given} for each in fits] or [{}]
 
 
 def plan(cells: Sequence[Cell]) -> None:
@@ -273,7 +289,11 @@ def submit(cells: Sequence[Cell], shape: slurm.Shape, then: list[str], options: 
     print(f"{folder}: {counts([cell.status(known) for cell in cells])}")
     if runs:
         write_text(array.file, array.text)
-        others.append(slurm.run(array.command).partition(";")[0])
+        try:
+            others.append(slurm.run(array.command).partition(";")[0])
+        except UserError:
+            array.file.unlink()  # of which SLURM knows nothing
+            raise
         print(f"{folder}: {len(runs)} runs submitted as job {others[-1]}, their output goes to {folder}/logs")
     folder.joinpath("logs").mkdir(parents=True, exist_ok=True)
     job = slurm.run([*probes, slurm.after(others)]).partition(";")[0]

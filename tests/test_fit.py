@@ -151,6 +151,10 @@ def test_dry_run_writes_nothing(datasets, tmp_path, capsys):
         (["data.name=shear_flow_tinny"], "no such dataset.*did you mean shear_flow_tiny"),
         (["data.frames=12"], "a window needs 24"),
         (["data.frames=4"], "strides"),
+        (["trainer.max_steps=-1"], r"trainer\.max_steps=-1: must be 1 or more"),
+        (["trainer.accumulate_grad_batches=0"], r"trainer\.accumulate_grad_batches=0: must be 1 or more"),
+        (["checkpoint_every=0"], "checkpoint_every=0: must be 1 or more"),
+        (["run=../evil"], r"run=\.\./evil: is a name, not a path"),
         (["data.batch_size=4000"], "data.batch_size"),
     ],
 )

@@ -36,7 +36,7 @@ def probed(datasets, tmp_path_factory):
 def test_a_row_for_every_objective_probe_and_parameter(probed):
     rows = read(probed / "dev" / "results.jsonl")
     assert {(r.objective, r.probe, r.parameter) for r in rows} == {
-        (o, p, t) for o in ("mean", "statistics", "random", "jepa", "views") for p in ("ridge", "attentive")
+        (o, p, t) for o in ("mean", "statistics", "random", "jepa", "views") for p in ("ridge", "attentive, epochs=2")
         for t in ("Reynolds", "Schmidt")
     }  # fmt: skip
     assert len(rows) == 20
@@ -76,6 +76,34 @@ def test_one_run_and_another_probe(probed, datasets):
     ]
 
 
+def test_choices_that_are_named_pick_the_runs(probed, datasets, capsys):
+    probe.main([*arguments(datasets, probed, "probe=ridge", "objective=jepa"), "--dry-run"])
+    said = capsys.readouterr().out
+    assert "jepa" in said and "views" not in said and "random" not in said
+
+
+def test_other_settings_and_windows_stand_beside_the_usual_ones(probed, datasets, tmp_path):
+    shutil.copytree(probed / "dev", tmp_path / "dev")
+    line = arguments(datasets, tmp_path, "probe=ridge", "objective=jepa")
+    probe.main([*line, "data.eval_step=4"])
+    probe.main([*line, "probe.ridge.strengths=[0.1,1]"])
+    rows = [row for row in read(tmp_path / "dev" / "results.jsonl") if row.objective == "jepa"]
+    assert {row.probe for row in rows if "strengths" in row.probe} == {"ridge, strengths=[0.1,1]"}
+    ours = [row for row in rows if "eval_step=4" in row.variant]
+    assert len(ours) == 2 and all(row.n > 24 for row in ours)
+    (section,) = table(rows, 20)
+    assert not any("the latest is shown" in note for note in section.notes)
+
+
+def test_what_cannot_be_probed_is_said_and_passed_over(probed, datasets, tmp_path, capsys):
+    shutil.copytree(probed / "dev", tmp_path / "dev", ignore=shutil.ignore_patterns("*.jsonl"))
+    (broken,) = (tmp_path / "dev").glob("*jepa*")
+    (broken / "checkpoints" / "last.ckpt").write_bytes(b"half")
+    with pytest.raises(UserError, match=r"last\.ckpt: not a readable checkpoint"):
+        probe.main(arguments(datasets, tmp_path, "probe=ridge"))
+    assert {row.objective for row in read(tmp_path / "dev" / "results.jsonl")} == {"random", "views"}
+
+
 def test_finetune_is_for_runs_and_says_so(probed, datasets, tmp_path, capsys):
     shutil.copytree(probed / "dev", tmp_path / "dev", ignore=shutil.ignore_patterns("*.jsonl", "embeddings"))
     tuned = ["probe=finetune", "probe.finetune.steps=2", "probe.finetune.checks=1", "controls=[statistics]"]
@@ -83,7 +111,7 @@ def test_finetune_is_for_runs_and_says_so(probed, datasets, tmp_path, capsys):
     assert "statistics: has no encoder to unfreeze, no finetune" in capsys.readouterr().err
     rows = read(tmp_path / "dev" / "results.jsonl")
     assert {(r.objective, r.probe, r.chosen["step"]) for r in rows} == {
-        (objective, "finetune", 2) for objective in ("random", "jepa", "views")
+        (objective, "finetune, steps=2, checks=1", 2) for objective in ("random", "jepa", "views")
     }
     (section,) = table(rows, 100)
     assert "finetune trains the encoder too." in markdown([section])
@@ -108,6 +136,12 @@ def test_mistakes(probed, datasets, tmp_path):
         "not a run folder": arguments(datasets, tmp_path, f"run={tmp_path}"),
         "names no parameter to estimate": arguments(datasets, tmp_path, "controls=[mean]", "data.targets={}"),
         "did you mean ridge": arguments(datasets, tmp_path, "probe=rigde"),
+        "probe: is empty": arguments(datasets, tmp_path, "probe=[]"),
+        "labels: is empty": arguments(datasets, tmp_path, "labels=[]"),
+        "labels: half is no share": arguments(datasets, tmp_path, "labels=[half]"),
+        "lrs .-1. must be more than 0": arguments(datasets, probed, "probe=linear", "probe.linear.lrs=[-1]"),
+        r"probe\.mlp\.hidden=0": arguments(datasets, probed, "probe=mlp", "probe.mlp.hidden=0"),
+        "holds no finished run of objective=videomae": arguments(datasets, probed, "objective=videomae"),
     }
     for said, argv in cases.items():
         with pytest.raises(UserError, match=said) as error:
@@ -184,7 +218,7 @@ def test_layers_are_read_one_by_one(probed, datasets, tmp_path):
     rows = read(tmp_path / "dev" / "results.jsonl")
     assert {r.layer for r in rows if r.objective == "statistics"} == {""}
     assert {(r.probe, r.layer) for r in rows if r.objective == "jepa"} == {
-        ("ridge", ""), ("attentive", ""), ("ridge", "1"), ("ridge", "2")}  # fmt: skip
+        ("ridge", ""), ("attentive, epochs=1", ""), ("ridge", "1"), ("ridge", "2")}  # fmt: skip
     value = {(r.layer, r.parameter): r.value for r in rows if (r.objective, r.probe) == ("jepa", "ridge")}
     assert value["2", "Reynolds"] == pytest.approx(value["", "Reynolds"], rel=1e-3), "the last layer is the output"
     assert value["1", "Reynolds"] != pytest.approx(value["", "Reynolds"], rel=1e-3)

@@ -42,6 +42,18 @@ def test_commas_and_the_experiment_span_the_grid(tmp_path, monkeypatch):
         "shear_flow_tiny-jepa-conv_tiny-seed0",
         "shear_flow_tiny-jepa-conv_small-seed0-cut=null",
     ]
+    assert [cell.folder.name for cell in cells(["experiment=mine", "data=shear_flow_tiny", "encoder=conv_small"])] == [
+        "shear_flow_tiny-views-conv_small-seed0-cut=null"
+    ], "keys that a grid has narrow it"
+    with pytest.raises(UserError, match="sweep: the experiment's grid has no run with objective=videomae"):
+        cells(["experiment=mine", "data=shear_flow_tiny", "objective=videomae"])
+    for wrong, said in {"[3]": "sweep: 3 is no grid", "[{seed: []}]": "sweep: seed has no value"}.items():
+        with pytest.raises(UserError, match=said):
+            cells(["data=shear_flow_tiny", f"sweep={wrong}"])
+    with pytest.raises(UserError, match=r"probe=ridge,attentive"):
+        cells(["data=shear_flow_tiny", "objective=jepa,views", "probe=ridge,attentive"])
+    both = cells(["experiment=mine,demo", "data=shear_flow_tiny", "seed=0"])
+    assert len([cell for cell in both if cell.folder.parent.name == "mine"]) == 3
     with pytest.raises(UserError, match=r"objective=jep: no such choice; did you mean jepa"):
         cells(["objective=views,jep"])
     with pytest.raises(UserError, match="run: is the name of one run"):

@@ -86,6 +86,8 @@ class Objective(LightningModule):
         self._batch = batch_idx
         torch.manual_seed(step_seed(self.seed, self.current_epoch, batch_idx, self.global_rank))  # for stochastic depth
         terms = self.losses(batch)
+        if "loss" not in terms:
+            raise UserError(f"{type(self).__name__}.losses: returns {', '.join(terms)} and no loss, which is minimised")
         means = distributed.mean(torch.stack([v.detach().float() for v in terms.values()]))
         logs = {f"train/{k}": v for k, v in zip(terms, means, strict=True)}
         if not torch.isfinite(logs["train/loss"]):

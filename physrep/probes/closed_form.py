@@ -57,8 +57,10 @@ class Ridge:
     needs: Literal["pooled"] = "pooled"
 
     def __init__(self, strengths: Strengths = DECADES) -> None:
-        if not min(strengths) > 0:
-            raise UserError(f"probe.strengths: {min(strengths)} is not above zero; take the smallest as 1e-6")
+        if not min(strengths, default=0) > 0:
+            raise UserError(
+                f"probe.strengths: {min(strengths, default='an empty list')} is not above zero; take the smallest as 1e-6"
+            )
         self.strengths = tuple(strengths)
 
     def fit(self, train: Features, valid: Features) -> Affine:
@@ -147,6 +149,8 @@ class KNN:
     def __init__(self, metric: Literal["cosine", "euclidean"] = "cosine", most: int = 64) -> None:
         if metric not in ("cosine", "euclidean"):
             raise UserError(f"probe.metric: no metric {metric!r}; there is cosine, euclidean")
+        if most < 1:
+            raise UserError(f"probe.most={most}: must be 1 or more")
         self.metric: Literal["cosine", "euclidean"] = metric
         self.most = most
 

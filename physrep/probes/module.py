@@ -134,6 +134,8 @@ class Trained:
     ) -> None:
         if not (epochs >= 1 and batch_size >= 1 and len(lrs) >= 1):
             raise UserError("probe: epochs, batch_size and the number of lrs must be one or more")
+        if min(lrs) <= 0 or weight_decay < 0:
+            raise UserError(f"probe: lrs {list(lrs)} must be more than 0, and weight_decay {weight_decay} not less")
         self.epochs, self.batch_size, self.lrs = epochs, batch_size, tuple(lrs)
         self.weight_decay, self.seed = weight_decay, seed
 
@@ -181,6 +183,8 @@ class MLP(Trained):
 
     def __init__(self, hidden: int = 256, **plan: Any) -> None:
         super().__init__(**plan)
+        if hidden < 1:
+            raise UserError(f"probe.mlp.hidden={hidden}: must be 1 or more")
         self.hidden = hidden
 
     def head(self, width: int, outputs: int) -> nn.Module:
@@ -195,6 +199,8 @@ class Attentive(Trained):
 
     def __init__(self, heads: int = 8, mlp_ratio: float = 4.0, **plan: Any) -> None:
         super().__init__(**plan)
+        if heads < 1 or mlp_ratio <= 0:
+            raise UserError(f"probe.attentive: heads={heads} must be 1 or more, and mlp_ratio={mlp_ratio} more than 0")
         self.heads, self.mlp_ratio = heads, mlp_ratio
 
     def head(self, width: int, outputs: int) -> nn.Module:

@@ -167,6 +167,8 @@ def simulate(cfg: DictConfig) -> None:
     each = sum(ensemble.trajectories.values())
     size, free = each * ensemble.bytes_per_trajectory(), free_bytes(folder)
     had = f", of which {len(stems) - len(todo)} are there" if len(todo) < len(stems) else ""
+    if cfg.workers is not None and cfg.workers < 1:
+        raise UserError(f"workers={cfg.workers}: must be 1 or more; leave it out for one a core")
     workers = min(len(todo), cfg.workers or (1 if on_gpu else len(os.sched_getaffinity(0))))
     memory, there = workers * ensemble.bytes_in_memory(), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     print(
@@ -200,6 +202,8 @@ def check(ensemble: Ensemble) -> None:
     grid = list(ensemble.solver.grid)
     if len(grid) != 2 or min(grid) < 4:
         raise UserError(f"system.solver.grid: {grid} is no grid; give two numbers of at least 4")
+    if not ensemble.combinations():
+        raise UserError("system.parameters: there is no combination of values; give some for every parameter")
     known = ensemble.solver.parameters
     for combination in ensemble.combinations():
         for name in sorted(combination.keys() ^ set(known)):
