@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def chosen(argv: Sequence[str]) -> dict[str, str]:
-    """Return which choices of data, objective, encoder and seed a command line names: only runs that have them count."""
+    """Return the data, objective, encoder and seed that a command line names: only runs that have them count."""
     named = (argument.partition("=")[::2] for argument in argv)
     return {key: value for key, value in named if key in ("data", "objective", "encoder", "seed")}
 

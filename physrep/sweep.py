@@ -113,7 +113,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]
         asked, plain = parser.parse_known_args(argv[:end])
     except argparse.ArgumentError as error:
         raise UserError(f"{error.argument_name}: {error.message}") from None
-    if options := [argument for argument in plain if argument.startswith("-")]:
+    if any(argument.startswith("-") for argument in plain):
         cli([*plain], doc="\n".join([__doc__ or "", *(f"    {name:<9} {does}" for name, does in OPTIONS.items())]))
     if asked.jobs < 1:
         raise UserError(f"--jobs: {asked.jobs} runs side by side are none; give 1 or more")
@@ -132,7 +132,7 @@ def cells(argv: Sequence[str], shape: slurm.Shape | None = None) -> list[Cell]:
     if any(argument.partition("=")[0] == "run" for argument in argv):
         raise UserError("run: is the name of one run, and a sweep names them by itself; leave it out")
     out: dict[Path, Cell] = {}
-    for line, axis in [(line, axis) for line in grid(argv) for axis in axes(line)]:
+    for line, axis in [(each, axis) for each in grid(argv) for axis in axes(each)]:
         for values in itertools.product(*axis.values()):
             each = [*line, *(f"{key}={text(value)}" for key, value in zip(axis, values, strict=True))]
             if shape:  # only what differs: a run on one device has one name

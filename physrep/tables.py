@@ -301,11 +301,7 @@ def _notes(rows: Sequence[Row], cells: Sequence[Cell], ids: Sequence[int], resam
         f"Commit: {', '.join(commits) or 'unknown'}.",
         f"Standardised by the train split: {'; '.join(ways)}.",
         f"Probes are fitted on train and choose everything on valid; {row.split} is scored once."
-        + (
-            f" {UNFROZEN} trains the encoder too."
-            if any(row.probe.partition(",")[0] == UNFROZEN for row in rows)
-            else ""
-        ),
+        + (f" {UNFROZEN} trains the encoder too." if any(row.probe.startswith(UNFROZEN) for row in rows) else ""),
     ]
     if any(row.labels < 1 for row in rows):
         notes.append("Label efficiency: probes are told the parameters of a share of train's and valid's trajectories, "

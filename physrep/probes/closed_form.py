@@ -58,9 +58,7 @@ class Ridge:
 
     def __init__(self, strengths: Strengths = DECADES) -> None:
         if not min(strengths, default=0) > 0:
-            raise UserError(
-                f"probe.strengths: {min(strengths, default='an empty list')} is not above zero; take the smallest as 1e-6"
-            )
+            raise UserError(f"probe.strengths: {list(strengths)} are not all above zero; take the smallest as 1e-6")
         self.strengths = tuple(strengths)
 
     def fit(self, train: Features, valid: Features) -> Affine:
