@@ -7,6 +7,7 @@ with `_target_` takes is read from the target's source without importing it: a m
 
 from __future__ import annotations
 
+import ast
 import copy
 import difflib
 import functools
@@ -37,7 +38,7 @@ NOT_RUNS = {  # keys that change no weight of a run
     "data.root", "data.num_workers", "data.eval_step",
 }  # fmt: skip
 OPTIONS = {
-    "--help": "this page",
+    "--help": "this page; after group=choice, all keys of that choice",
     "--list": "the choices of every group, or of the one named next",
     "--cfg": "print the resolved configuration and stop",
     "--dry-run": "try everything once, quickly, and stop",
@@ -345,7 +346,8 @@ def cli(argv: Sequence[str], base: str = "config", doc: str | None = None) -> Di
         if option not in known:
             raise UserError(f"{option}: no such option{did_you_mean(option, known)}")
     if "--help" in options:
-        print(_help(base, bottom.content, known, doc))
+        named = [argument for argument in rest if argument.partition("=")[0] in bottom.content.get("groups", {})]
+        print(_keys(named, base) if named else _help(base, bottom.content, known, doc))
     elif "--list" in options:
         print(_list(bottom.content, [argument for argument in rest if "=" not in argument]))
     else:
@@ -371,9 +373,27 @@ def _help(base: str, content: dict[str, Any], known: Sequence[str], doc: str | N
         page += [f"  {f'{group}={_show(groups[group])}':<32} of {', '.join(choices[group])}" for group in groups]
     page += ["Keys; a.b=value reaches into a mapping, a.b[0]=value into a list, and values are YAML"]
     page += [f"  {re.sub(': +', '=', line, count=1)}" for line in lines]
-    page += ["Options", *(f"  {option:<10} {OPTIONS[option]}" for option in known)]
-    page += ["Examples", f"  {' '.join([command, *other[:1]])} --cfg"]
+    page += ["Options", *(f"  {option:<10} {OPTIONS[option]}" for option in known), "Examples"]
+    page += [f"  {command} {argument} --help" for argument in other[:1]]
+    page += [f"  {' '.join([command, *other[:1]])} --cfg"]
     page += [f"  {command} --list {group}" for group in list(groups)[:1]]
+    return "\n".join(page)
+
+
+def _keys(named: Sequence[str], base: str) -> str:
+    """Write every key of the classes that some choices name, with its value there and what it takes."""
+    cfg, page = compose(named, base), []
+    for key, node in _targets(_plain(cfg)):
+        if key[0] not in {argument.partition("=")[0] for argument in named}:
+            continue
+        target = str(node["_target_"])
+        page.append(f"{_dotted(key)}: {target}")
+        for name, parameter in signature_of(target, prefixes_of(cfg.allow), _dotted(key)).items():
+            if name == "**":
+                continue
+            usual = ast.unparse(parameter.default) if parameter.default else "(told by the data)"
+            kind = f"  {ast.unparse(parameter.annotation.code)}" if parameter.annotation else ""
+            page.append(f"  {_dotted((*key, name))}={_show(node[name]) if name in node else usual}{kind}")
     return "\n".join(page)
 
 

@@ -1,11 +1,12 @@
 """Every shipped choice composes, builds and takes a step."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
-from physrep.config import build, compose
+from physrep.config import build, cli, compose
 from physrep.fit import main as fit
 
 ENCODERS = {
@@ -33,6 +34,18 @@ def test_encoder(name):
         encoder = build(compose([f"encoder={name}"]).encoder, channels=4)
         features = encoder(torch.randn(2, 4, 16, 64, 64))
     assert features.shape[:2] == (2, encoder.width)
+
+
+@pytest.mark.parametrize("group", ["data", "encoder", "objective", "probe"])
+def test_keys_of_a_choice_are_told(group, capsys):
+    for name in names(group):
+        with pytest.raises(SystemExit) as stop:
+            cli([f"{group}={name}", "--help"])
+        assert stop.value.code == 0
+        first, *keys = capsys.readouterr().out.splitlines()
+        assert ": physrep." in first
+        assert all(re.match(rf"  {group}\.[\w.]+=.+", line) for line in keys) or group == "data"
+        assert keys
 
 
 @pytest.mark.parametrize("name", names("trainer"))
