@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,35 +117,33 @@ def conduct(cfg: DictConfig, folder: Path, signals: Signals) -> None:
         die_with_parent()
     scale = scale_of(trainer, data)
     signals.at_once = False  # from here on there is something to end well
-    if trainer.is_global_zero:
-        held = claim(folder)
-        if (folder / "summary.json").exists() or resume_point(folder, cfg) != (start, step):
-            raise UserError(f"{folder}: another process has trained it meanwhile; the same command continues")
-        write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-        record_provenance(folder, data.fingerprint, step, scale)
-        checkpoints.tidy(start)
-        how = f"resumes at step {step}" if step else "starts"
-        print(f"{folder}: {how}, {describe(objective)}; {scale['ranks']} x "
-              f"{scale['batch']} x {scale['accumulated']} = {scale['global_batch']} windows a step (ranks x batch x "
-              f"accumulated), {scale['steps_an_epoch']} steps an epoch, {scale['precision']}",
-              file=sys.stderr)  # fmt: skip
-    began = time.monotonic()
-    try:
-        train(trainer, checkpoints, objective, data, start)
-    except (UserError, SystemExit) as error:
-        mistake = not isinstance(error, SystemExit) or error.code == 2
-        if trainer.is_global_zero and mistake and not trainer.global_step:
-            held.close()
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-    metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if math.isfinite(v) and k != "step"}
-    if trainer.is_global_zero:
-        summary = {"step": trainer.global_step, "metrics": metrics, "cost": cost(trainer, objective, scale)}
-        write_text(folder / "summary.json", json.dumps(summary, indent=1))
-        held.close()
-        shown = [k for k in metrics if k in {"valid/loss", "probe/mse", "rank/effective"}]
-        said = ", ".join(f"{k} {metrics[k]:.3g}" for k in shown)
-        print(f"{folder}: {trainer.global_step} steps in {time.monotonic() - began:.0f} s; {said}")
+    with claim(folder) if trainer.is_global_zero else nullcontext():
+        if trainer.is_global_zero:
+            if (folder / "summary.json").exists() or resume_point(folder, cfg) != (start, step):
+                raise UserError(f"{folder}: another process has trained it meanwhile; the same command continues")
+            write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+            record_provenance(folder, data.fingerprint, step, scale)
+            checkpoints.tidy(start)
+            how = f"resumes at step {step}" if step else "starts"
+            print(f"{folder}: {how}, {describe(objective)}; {scale['ranks']} x "
+                  f"{scale['batch']} x {scale['accumulated']} = {scale['global_batch']} windows a step (ranks x batch x "
+                  f"accumulated), {scale['steps_an_epoch']} steps an epoch, {scale['precision']}",
+                  file=sys.stderr)  # fmt: skip
+        began = time.monotonic()
+        try:
+            train(trainer, checkpoints, objective, data, start)
+        except (UserError, SystemExit) as error:
+            mistake = not isinstance(error, SystemExit) or error.code == 2
+            if trainer.is_global_zero and mistake and not trainer.global_step:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if math.isfinite(v) and k != "step"}
+        if trainer.is_global_zero:
+            summary = {"step": trainer.global_step, "metrics": metrics, "cost": cost(trainer, objective, scale)}
+            write_text(folder / "summary.json", json.dumps(summary, indent=1))
+            shown = [k for k in metrics if k in {"valid/loss", "probe/mse", "rank/effective"}]
+            said = ", ".join(f"{k} {metrics[k]:.3g}" for k in shown)
+            print(f"{folder}: {trainer.global_step} steps in {time.monotonic() - began:.0f} s; {said}")
 
 
 def train(

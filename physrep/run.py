@@ -9,11 +9,12 @@ import pickle
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 from omegaconf import DictConfig, OmegaConf
@@ -65,15 +66,19 @@ def read_config(folder: Path, allow: Sequence[str] = ()) -> DictConfig:
     return cfg
 
 
-def claim(folder: Path) -> TextIO:
-    """Hold a run's folder, made if need be, for this process; UserError if another holds it. Keep what it returns."""
+@contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Hold a run's folder, made if need be, for this process alone. Raises UserError if another holds it."""
     folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / ".lock").open("w")
-    if not lock(file, inherited=False):
-        file.close()
-        raise UserError(f"{folder}: is being trained by another process; wait for it, or choose another name with "
-                        "run=NAME")  # fmt: skip
-    return file
+    place = folder / ".lock"
+    with place.open("w") as file:
+        if not lock(file, inherited=False):
+            raise UserError(f"{folder}: is being trained by another process; wait for it, or choose another name with "
+                            "run=NAME")  # fmt: skip
+        try:
+            yield
+        finally:
+            place.unlink(missing_ok=True)
 
 
 def commit() -> str:

@@ -196,7 +196,8 @@ def test_a_mistake_that_the_first_step_meets_leaves_no_folder(datasets, tmp_path
 def test_one_process_at_a_time_trains_a_run(datasets, tmp_path):
     argv = arguments(datasets, tmp_path / "runs")
     folder = run_folder(compose(argv))
-    hold = "import sys, pathlib, physrep.run; f = physrep.run.claim(pathlib.Path(sys.argv[1])); input('held')"
+    hold = """import sys, pathlib, physrep.run
+with physrep.run.claim(pathlib.Path(sys.argv[1])): input('held')"""
     with subprocess.Popen([sys.executable, "-c", hold, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                           text=True) as other:  # fmt: skip
         assert other.stdout.read(4) == "held"
@@ -205,7 +206,7 @@ def test_one_process_at_a_time_trains_a_run(datasets, tmp_path):
         assert {path.name for path in folder.iterdir()} == {".lock"}
         other.communicate("\n")
     main(argv)
-    assert (folder / "summary.json").exists()
+    assert (folder / "summary.json").exists() and not (folder / ".lock").exists()
 
 
 def test_a_foreign_checkpoint_is_not_resumed(finished, datasets, tmp_path):

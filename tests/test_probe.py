@@ -131,7 +131,7 @@ def test_unfinished_runs_are_skipped_or_refused(probed, datasets, tmp_path, caps
 
 def test_mistakes(probed, datasets, tmp_path):
     cases = {
-        "holds no finished run; train one first": arguments(datasets, tmp_path),
+        "holds no finished run of data=shear_flow_tiny; train one first": arguments(datasets, tmp_path),
         "did you mean mean": arguments(datasets, tmp_path, "controls=[maen]"),
         "not a run folder": arguments(datasets, tmp_path, f"run={tmp_path}"),
         "names no parameter to estimate": arguments(datasets, tmp_path, "controls=[mean]", "data.targets={}"),

@@ -51,7 +51,7 @@ class MetricsCsv(Logger):
         with self.path.open("a", newline="") as file:
             if not file.tell():
                 csv.writer(file).writerow(HEADER)
-            csv.writer(file).writerows([step, k, f"{v:.6g}"] for k, v in metrics.items() if k != "epoch")
+            csv.writer(file).writerows([step, k, f"{v:.8g}"] for k, v in metrics.items() if k != "epoch")
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Leave them to config.yaml."""

@@ -17,11 +17,11 @@ def shield(worker: int) -> None:
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     main = multiprocessing.parent_process()
+    if sys.platform == "linux" and main:  # elsewhere nobody can say who sent a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # of the threads to come, too
+        threading.Thread(target=_obey, args=(main.pid,), daemon=True).start()
     if main:
         threading.Thread(target=_outlive, args=(main,), daemon=True).start()
-    if sys.platform == "linux" and main:  # elsewhere nobody can say who sent a signal
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey, args=(main.pid,), daemon=True).start()
 
 
 def _outlive(main: Any) -> None:
