@@ -126,8 +126,8 @@ def conduct(cfg: DictConfig, folder: Path, signals: Signals) -> None:
             checkpoints.tidy(start)
             how = f"resumes at step {step}" if step else "starts"
             print(f"{folder}: {how}, {describe(objective)}; {scale['ranks']} x "
-                  f"{scale['batch']} x {scale['accumulated']} = {scale['global_batch']} windows a step (ranks x batch x "
-                  f"accumulated), {scale['steps_an_epoch']} steps an epoch, {scale['precision']}",
+                  f"{scale['batch']} x {scale['accumulated']} = {scale['global_batch']} windows a step (ranks x batch "
+                  f"x accumulated), {scale['steps_an_epoch']} steps an epoch, {scale['precision']}",
                   file=sys.stderr)  # fmt: skip
         began = time.monotonic()
         try:

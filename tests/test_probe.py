@@ -141,7 +141,9 @@ def test_mistakes(probed, datasets, tmp_path):
         "labels: half is no share": arguments(datasets, tmp_path, "labels=[half]"),
         "lrs .-1. must be more than 0": arguments(datasets, probed, "probe=linear", "probe.linear.lrs=[-1]"),
         r"probe\.mlp\.hidden=0": arguments(datasets, probed, "probe=mlp", "probe.mlp.hidden=0"),
-        "holds no finished run of objective=videomae": arguments(datasets, probed, "objective=videomae"),
+        "holds no finished run of data=shear_flow_tiny objective=videomae": arguments(
+            datasets, probed, "objective=videomae"
+        ),
     }
     for said, argv in cases.items():
         with pytest.raises(UserError, match=said) as error:
