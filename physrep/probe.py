@@ -117,9 +117,9 @@ def subjects(
         else:
             print(f"{run}: not finished, skipped", file=sys.stderr)
     if not held and not cfg.controls:
-        of = "".join(f" {key}={value}" for key, value in named.items())
-        raise UserError(f"{folder}: holds no finished run{of and ' of'}{of}; train one first: python -m physrep.fit "
-                        f"experiment={cfg.experiment}{of}")  # fmt: skip
+        those = "".join(f" {key}={value}" for key, value in named.items())
+        raise UserError(f"{folder}: holds no finished run{those and ' of'}{those}; train one first: python -m "
+                        f"physrep.fit experiment={cfg.experiment}{those}")  # fmt: skip
     made: list[Any] = []
     for config in list(held.values()) or [cfg]:
         for control in cfg.controls:
