@@ -346,7 +346,7 @@ def _ticks(low: float, high: float, row: Row, ends: Array | None = None) -> tupl
     log = row.scale == "log10"
     decades = np.arange(np.ceil(low), high + 1e-9) if log else np.empty(0)
     if len(decades) > 1:
-        return decades, [f"$10^{{{decade:.0f}}}$" for decade in decades]
+        return decades, [f"$10^{{{int(decade)}}}$" for decade in decades]
     at = np.array([low, high]) if ends is None else ends
     return at, [f"{10**end if log else end:.3g}" for end in at]
 
