@@ -15,7 +15,7 @@ import torch
 
 from physrep import published, report, sweep
 from physrep.errors import UserError
-from physrep.figures import budget, curves, drawn, efficiency, embedding, predictions
+from physrep.figures import _ticks, budget, curves, drawn, efficiency, embedding, predictions
 from physrep.metrics import draw, interval
 from physrep.render import as_csv, latex, markdown, show, text
 from physrep.results import append, make_rows
@@ -610,6 +610,11 @@ def test_published_numbers_stand_apart_and_only_on_request():
 def test_published_gains_are_those_that_the_abstract_claims():
     gains = [1 - of["JEPA"][1.0] / of["VideoMAE"][1.0] for of in published.MSE.values()]
     assert [round(100 * gain) for gain in gains] == [51, 43, 28]
+
+
+def test_ticks_of_decades_have_no_negative_zero():
+    (row, *_) = rows(parameters=["Reynolds"])
+    assert _ticks(-0.5, 1.2, row)[1] == ["$10^{0}$", "$10^{1}$"]
 
 
 def few(**changes):
