@@ -147,22 +147,26 @@ def cells(argv: Sequence[str], shape: slurm.Shape | None = None) -> list[Cell]:
 
 
 def axes(line: Sequence[str]) -> list[dict[str, list[Any]]]:
-    """Return the grids of a command line's experiment, narrowed to the values that it gives for their keys.
+    """Return the grids of a command line's experiment, without the keys that it gives: their lists are narrowed to its
+    values, what stands alone is replaced.
 
-    Raises UserError for a value that none of them has, and for what is no grid.
+    Raises UserError for values that no grid has, and for what is no grid.
     """
     given = dict(argument.partition("=")[::2] for argument in line)
     found: list[Mapping[str, Any]] = list(compose(line).sweep)
     if wrong := [each for each in found if not isinstance(each, Mapping)]:
         raise UserError(f"sweep: {wrong[0]} is no grid; write such as sweep=[{{objective: [jepa, views]}}]")
-    grids = [{key: list(v) if is_list(v) else [v] for key, v in each.items()} for each in found]
-    if empty := [key for each in grids for key, values in each.items() if not values]:
+    if empty := [key for each in found for key, values in each.items() if is_list(values) and not values]:
         raise UserError(f"sweep: {empty[0]} has no value; give some")
-    fits = [each for each in grids if all(given[k] in map(text, each[k]) for k in given.keys() & each.keys())]
-    if grids and not fits:
-        said = " ".join(f"{key}={value}" for key, value in given.items() if any(key in each for each in grids))
+    fits = [
+        {key: v if is_list(v) else [v] for key, v in each.items() if key not in given}
+        for each in found
+        if all(value in map(text, each[key]) for key, value in given.items() if is_list(each.get(key)))
+    ]
+    if found and not fits:
+        said = " ".join(f"{key}={value}" for key, value in given.items() if any(key in each for each in found))
         raise UserError(f"sweep: the experiment's grid has no run with {said}; leave a key out, or try --cfg")
-    return [{key: values for key, values in each.items() if key not in given} for each in fits] or [{}]
+    return fits or [{}]
 
 
 def plan(cells: Sequence[Cell]) -> None:

@@ -42,11 +42,12 @@ def test_commas_and_the_experiment_span_the_grid(tmp_path, monkeypatch):
         "shear_flow_tiny-jepa-conv_tiny-seed0",
         "shear_flow_tiny-jepa-conv_small-seed0-cut=null",
     ]
-    assert [cell.folder.name for cell in cells(["experiment=mine", "data=shear_flow_tiny", "encoder=conv_small"])] == [
-        "shear_flow_tiny-views-conv_small-seed0-cut=null"
-    ], "keys that a grid has narrow it"
-    with pytest.raises(UserError, match="sweep: the experiment's grid has no run with objective=videomae"):
-        cells(["experiment=mine", "data=shear_flow_tiny", "objective=videomae"])
+    narrow = "sweep=[{objective: [jepa, views], encoder: conv_tiny}, {objective: [videomae], encoder: vit_nano}]"
+    for objective, encoder in {"views": "conv_tiny", "videomae": "vit_nano"}.items():
+        (cell,) = cells(["data=shear_flow_tiny", narrow, f"objective={objective}"])
+        assert cell.folder.name.startswith(f"shear_flow_tiny-{objective}-{encoder}"), "lists are narrowed"
+    with pytest.raises(UserError, match="sweep: the experiment's grid has no run with objective=random"):
+        cells(["data=shear_flow_tiny", narrow, "objective=random"])
     for wrong, said in {"[3]": "sweep: 3 is no grid", "[{seed: []}]": "sweep: seed has no value"}.items():
         with pytest.raises(UserError, match=said):
             cells(["data=shear_flow_tiny", f"sweep={wrong}"])

@@ -65,7 +65,10 @@ def test_a_lock_is_held_until_both_have_closed_the_file(module, tmp_path):
 
 
 def test_a_command_line_interrupted_in_its_terminal_interrupts_what_it_called(module, tmp_path):
-    code = "import sys; from physrep import warm; sys.exit(warm.call(['spoken', 'wait'], open('log', 'w')))"
+    code = """import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background commands ignore
+from physrep import warm
+sys.exit(warm.call(['spoken', 'wait'], open('log', 'w')))"""
     caller = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stderr=subprocess.DEVNULL,
                               env=os.environ | {"PYTHONPATH": f"{tmp_path}:{':'.join(sys.path)}"})  # fmt: skip
     while not (tmp_path / "log").exists() or "a child" not in (tmp_path / "log").read_text():

@@ -201,11 +201,9 @@ class WellDataModule(LightningDataModule):
         found, same = sum(state in states for state, _ in test), sum(each in seen for each in test)
         published = self.shared_starts and not (self.folder / "simulation.yaml").exists()
         if same or (found and not published):
-            what = (
-                f"{same} trajectories of test are in train or valid"
-                if same
-                else f"{found} start from states that train has"
-            )
+            what = f"{found} start from states that train has"
+            if same:
+                what = f"{same} trajectories of test are in train or valid"
             raise UserError(f"{self.folder}: {what}; download or simulate it again, or take data.split=holdout")
         return found
 

@@ -21,7 +21,7 @@ def test_a_resumed_run_goes_on_after_its_step(tmp_path):
     with path.open("a") as f:
         f.write("40,train/lo")
     MetricsCsv(path, resumed_at=30).log_metrics({"train/loss": 1.0, "new/name": 2.0}, 35)
-    kept = [(10, "train/loss", 1.42857), (20, "train/loss", 2.85714)]
+    kept = [(10, "train/loss", 1.4285714), (20, "train/loss", 2.8571429)]
     assert rows(path) == [*kept, (35, "train/loss", 1.0), (35, "new/name", 2.0)]
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.csv"]
 
