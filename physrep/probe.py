@@ -47,11 +47,14 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"controls: no such control {unknown[0]!r}{errors.did_you_mean(unknown[0], CONTROLS)}")
     memory.keep()
     folder = Path(cfg.run).parent if cfg.run else Path(cfg.runs) / cfg.experiment
+    from physrep.results import read
+
     results, made = folder / "results.jsonl", 0
+    known = {row.key for row in read(results)} if results.exists() else set()
     failed: UserError | None = None
     for subject in subjects(cfg, folder, told, chosen(argv)):
         try:
-            made += score(subject(), cfg, results, argv)
+            made += score(subject(), cfg, known, results, argv)
         except UserError as error:
             if failed:
                 errors.say(failed)
@@ -171,16 +174,13 @@ def run_subject(run: Path, cfg: DictConfig, allow: Sequence[str], told: Sequence
     return Subject(source, data, cfg, str(run), frozen.step, cost, variant(cfg, told), shares)
 
 
-def score(subject: Subject, asked: DictConfig, results: Path, argv: Sequence[str] = ()) -> int:
-    """Fit every probe asked for on a subject that has no row yet, append the rows, and return how many."""
-    from physrep.results import read
-
+def score(subject: Subject, asked: DictConfig, known: set[str], results: Path, argv: Sequence[str]) -> int:
+    """Fit every probe asked for on a subject that has no row of a `known` key, append the rows; return how many."""
     source, data, cfg = subject.source, subject.data, subject.cfg
     if not data.scales:
         raise UserError(f"data.targets: {data.name} names no parameter to estimate; give data.targets.NAME=log10")
     data.setup("probe")
     wanted, made = layers(source, asked.layers), 0
-    known = {row.key for row in read(results)} if results.exists() else set()
     for share in subject.shares or asked.labels:
         data.labels = share
         made += _score(subject, asked, known, results, argv)

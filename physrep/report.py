@@ -9,14 +9,14 @@ rows lack is said.
 from __future__ import annotations
 
 import io
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from physrep import errors
 from physrep.config import cli, home
-from physrep.errors import UserError
+from physrep.errors import UserError, did_you_mean
 from physrep.files import whole, write_text
 
 if TYPE_CHECKING:
@@ -26,59 +26,89 @@ if TYPE_CHECKING:
     from physrep.sweep import Cell
     from physrep.tables import Section
 
+Place = tuple[str, str, float, str]  # a probe, a parameter, a share of labels, a layer
+
 
 def main(argv: Sequence[str]) -> None:
     """Run `python -m physrep.report`."""
     cfg = cli(argv, base="report", doc=__doc__)
     from physrep.render import text
     from physrep.results import read
-    from physrep.tables import table
+    from physrep.tables import BASELINES, table
 
     if cfg.resamples < 1:
         raise UserError(f"resamples={cfg.resamples}: an interval needs samples; 1000 or more are usual")
     results = Path(cfg.results or Path(cfg.runs) / cfg.experiment / "results.jsonl")
     rows = read(results) if results.exists() else []
+    missing = lacks(results.parent, rows, None if cfg.results else str(cfg.experiment))
     if not rows:
+        print(*missing, sep="\n")
         kept = home() / "experiments" / cfg.experiment / "results.jsonl"
         hint = f", or take those that come with the code: results={kept}" if kept.exists() else ""
         raise UserError(f"{results}: no results; make them: python -m physrep.probe experiment={cfg.experiment}{hint}")
-    sections = table(rows, cfg.resamples, beside=cfg.published)
-    missing = [] if cfg.results else lacks(str(cfg.experiment), str(cfg.runs), rows)
+    known = {row.objective for row in rows} | {*BASELINES}
+    if wrong := [str(name) for name in cfg.baselines if name not in known]:
+        raise UserError(f"baselines: {results} has no rows of {wrong[0]}{did_you_mean(wrong[0], known)}")
+    sections = table(rows, cfg.resamples, beside=cfg.published, baselines=cfg.baselines)
     print(text(sections, missing=missing), end="\n\n")
     for path in write(str(cfg.experiment), sections, Path(cfg.out or results.parent / "report"), missing):
         print(path)
 
 
-def lacks(experiment: str, runs: str, rows: Sequence[Row]) -> list[str]:
-    """Say which runs that the experiment plans have no row, and why; nothing where none of them was begun there."""
+def lacks(folder: Path, rows: Sequence[Row], experiment: str | None) -> list[str]:
+    """Say which runs that were planned in a folder have no row, or not all that others have, and why.
+
+    The plan is what sweeps were asked for; without one the experiment's, unless none of its runs was begun there.
+    """
     from physrep.sweep import cells, planned, statuses
-    from physrep.tables import plain
 
     try:
-        if not (known := planned(Path(runs) / experiment)):
-            known = cells([f"experiment={experiment}", f"runs={runs}"])
-            if not any(cell.folder.exists() or cell.log.exists() for cell in known):
-                return []
+        known = planned(folder)
+        if not known and experiment:
+            known = cells([f"experiment={experiment}", f"runs={folder.parent}"])
+            known = known if any(cell.folder.exists() or cell.log.exists() for cell in known) else []
         states = statuses(known)
     except UserError as error:  # rows are enough for a report
         return [f"Warning: what the experiment plans is not known ({error})."]
-    asked = {(row.probe, row.parameter, row.data) for row in rows if row.run and plain(row)}
-    left: dict[str, tuple[Cell, str]] = {}
-    each: list[str] = []
-    for cell, state in zip(known, states, strict=True):
-        own = {(row.probe, row.parameter, row.data) for row in rows if Path(row.run).name == cell.folder.name}
-        if not own:
-            left[cell.folder.name] = cell, state
-            each.append(state.replace("done", "not probed"))
-        elif any(data == next(iter(own))[2] for *_, data in asked - own):
-            left[cell.folder.name] = cell, "probed in part"
-            each.append("probed in part")
-    if not left:
-        return []
-    counted = ", ".join(f"{count} {one}" for one, count in Counter(each).items())
-    said = [f"Missing: of {len(known)} planned runs {counted}."]
-    said += [f"Failed: {name}: {cell.last_line()[:200]}" for name, (cell, one) in left.items() if one == "failed"]
+    of_run: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        of_run[Path(row.run).name].append(row)
+    lack = [_lack(cell, state, of_run[cell.folder.name], rows) for cell, state in zip(known, states, strict=True)]
+    counted = ", ".join(f"{count} {each}" for each, count in Counter(filter(None, lack)).items())
+    said = [f"Missing: of {len(known)} planned runs {counted}."] if counted else []
+    for cell, each in zip(known, lack, strict=True):
+        if each == "failed":
+            said.append(f"Failed: {cell.folder.name}: {cell.why()[:200]}")
+        elif each in ("not probed", "probed in part") and cell.log.exists():
+            line = cell.last_line()
+            said += [f"Not probed: {cell.folder.name}: {line[:200]}"] if line.startswith("physrep: ") else []
     return said
+
+
+def _lack(cell: Cell, state: str, held: Sequence[Row], rows: Sequence[Row]) -> str:
+    """Say in a word what a planned run lacks that `held` rows, of all rows; nothing is ""."""
+    own = [row for row in held if cell.config in ("", row.config)]
+    if own:
+        return "probed in part" if _asked(own, rows) - {*map(_place, own)} else ""
+    return "of another config" if held else state.replace("done", "not probed")
+
+
+def _asked(own: Sequence[Row], rows: Sequence[Row]) -> set[Place]:
+    """Return what a run with these rows should have rows for: all that others on its data have, where it can."""
+    data, encoder, supervised = own[0].data, own[0].encoder, own[0].objective == "supervised"
+    shares = {row.labels for row in own}  # those that it was trained with, if it was told them
+    return {
+        _place(row)
+        for row in rows
+        if row.run
+        and row.data == data
+        and (not row.layer or row.encoder == encoder)
+        and (row.labels in shares if supervised else row.objective != "supervised")
+    }
+
+
+def _place(row: Row) -> Place:
+    return row.probe, row.parameter, row.labels, row.layer
 
 
 def pictures(sections: Sequence[Section]) -> list[dict[str, str]]:

@@ -9,6 +9,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -64,7 +66,7 @@ class Row:
     setting: str = ""  # digest of the probe's options and code; "" in rows that are older than this field
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(Row).items():
+        for name, hint in _hints().items():
             if not _is(getattr(self, name), hint):
                 raise ValueError(f"{name} is not {getattr(hint, '__name__', hint)}")
         plane = self.plane or self.windows
@@ -73,15 +75,26 @@ class Row:
             raise ValueError("the lists do not hold one entry for each of the trajectories")
 
 
+@cache
+def _hints() -> dict[str, Any]:
+    return get_type_hints(Row)
+
+
 def _is(value: Any, hint: Any) -> bool:
-    kind = get_origin(hint) or hint
-    if kind is Literal:
+    if get_origin(hint) is list:
+        return type(value) is list and _all_are(value, get_args(hint)[0])
+    if get_origin(hint) is Literal:
         return value in get_args(hint)
-    if kind is float:
-        return type(value) in (float, int) and math.isfinite(value)
-    if kind is list:
-        return isinstance(value, list) and all(_is(item, get_args(hint)[0]) for item in value)
-    return type(value) is kind
+    return _all_are([value], hint)
+
+
+def _all_are(values: list[Any], hint: Any) -> bool:
+    """Say whether values are of a type, in few passes: a file of results holds a million."""
+    if get_origin(hint) is list:
+        return {*map(type, values)} <= {list} and _all_are(list(chain.from_iterable(values)), get_args(hint)[0])
+    if hint is float:
+        return {*map(type, values)} <= {float, int} and all(map(math.isfinite, values))
+    return {*map(type, values)} <= {get_origin(hint) or hint}
 
 
 def inverse(z: ArrayLike, row: Row) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
     python -m physrep.sweep experiment=small
     python -m physrep.sweep objective=jepa,views seed=0,1,2
     python -m physrep.sweep experiment=small --jobs 2
+    python -m physrep.sweep experiment=small --dry-run
     python -m physrep.sweep experiment=small --status
     python -m physrep.sweep experiment=small trainer=gpu --slurm 1x4 -- --partition=a100 --time=12:00:00
 
@@ -19,6 +20,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -27,7 +29,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from physrep import errors, slurm, warm
-from physrep.config import cli, compose, grid
+from physrep.config import cli, compose, config_hash, grid
 from physrep.errors import UserError
 from physrep.files import lock, write_text
 from physrep.progress import track
@@ -45,10 +47,11 @@ MONITORS = ("valid/loss", "valid/baseline", "probe/mse", "rank/effective", "std/
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a grid: its command line and its folder."""
+    """One run of a grid: its command line, its folder and the hash of its config."""
 
     argv: list[str]
     folder: Path
+    config: str = ""
 
     @property
     def log(self) -> Path:
@@ -76,11 +79,23 @@ class Cell:
         lines = [line for line in self.log.read_text().splitlines() if line.strip()]
         return next((line for line in reversed(lines) if not line.startswith("srun: ")), "said nothing")
 
+    def why(self) -> str:
+        """Return why a fit failed: its last line, if that tells of a mistake; else something has ended it."""
+        line = self.last_line()
+        if line.startswith("physrep: ") or "Traceback (most recent call last)" in self.log.read_text():
+            return line
+        return f"was cut short, and the same command continues it; it last said: {line}"
+
 
 def main(argv: Sequence[str]) -> None:
-    """Run `python -m physrep.sweep`; exit code 1 if a run failed."""
+    """Run `python -m physrep.sweep`; exit code 1 if a run failed, 2 if a dry one did."""
     asked, plain, extra = parse(argv)
     wanted = cells(plain, asked.slurm)
+    if compose(wanted[0].argv).dry_run:
+        if asked.slurm or asked.status:
+            raise UserError(f"--dry-run: tries the runs here; leave out {'--slurm' if asked.slurm else '--status'}")
+        rehearse(wanted, asked.jobs)
+        return
     if asked.status:
         tell(wanted)
         return
@@ -106,6 +121,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]
     end = argv.index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--status", action="store_true")
+    parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--slurm", type=slurm.parse)
     parser.add_argument("--print", action="store_true")
     parser.add_argument("--jobs", type=int, default=1)
@@ -119,7 +135,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]
         raise UserError(f"--jobs: {asked.jobs} runs side by side are none; give 1 or more")
     if not asked.slurm and (asked.print or argv[end:]):
         raise UserError(f"{'--print' if asked.print else '--'}: is for --slurm NODESxDEVICES; give that, too")
-    return asked, plain, list(argv[end + 1 :])
+    return asked, [*plain, *(["dry_run=true"] if asked.dry_run else [])], list(argv[end + 1 :])
 
 
 def cells(argv: Sequence[str], shape: slurm.Shape | None = None) -> list[Cell]:
@@ -139,8 +155,9 @@ def cells(argv: Sequence[str], shape: slurm.Shape | None = None) -> list[Cell]:
                 usual = {"num_nodes": 1, **compose(each).trainer}
                 wanted = {"num_nodes": shape.nodes, "devices": shape.devices}
                 each += [f"trainer.{key}={n}" for key, n in wanted.items() if usual.get(key) != n]
-            folder = run_folder(compose(each))
-            out.setdefault(folder, Cell(each, folder))
+            cfg = compose(each)
+            folder = run_folder(cfg)
+            out.setdefault(folder, Cell(each, folder, config_hash(cfg)))
     for folder in {cell.folder.parent for cell in out.values()}:
         compose(probe(folder, argv)[1:])  # what cannot be probed is not trained
     return list(out.values())
@@ -172,14 +189,16 @@ def axes(line: Sequence[str]) -> list[dict[str, list[Any]]]:
 def plan(cells: Sequence[Cell]) -> None:
     """Note in each experiment's folder, beside what is there, which runs are asked for: the report says what lacks."""
     for folder in dict.fromkeys(cell.folder.parent for cell in cells):
-        names = [cell.folder.name for cell in [*planned(folder), *cells] if cell.folder.parent == folder]
-        write_text(folder / PLAN, "".join(f"{name}\n" for name in dict.fromkeys(names)))
+        held = {cell.folder.name: cell.config for cell in planned(folder)}
+        held |= {cell.folder.name: cell.config for cell in cells if cell.folder.parent == folder}
+        write_text(folder / PLAN, "".join(f"{name} {config}\n" for name, config in held.items()))
 
 
 def planned(folder: Path) -> list[Cell]:
-    """Return the runs that sweeps were asked for in an experiment's folder, without their command lines."""
+    """Return the runs that sweeps were asked for, by the plan in a folder, without their command lines."""
     file = folder / PLAN
-    return [Cell([], folder / name) for name in file.read_text().splitlines()] if file.exists() else []
+    lines = [line.split() for line in file.read_text().splitlines()] if file.exists() else []
+    return [Cell([], folder / name, *config) for name, *config in lines]
 
 
 def text(value: Any) -> str:
@@ -197,7 +216,13 @@ def fit_all(cells: Sequence[Cell], jobs: int, argv: Sequence[str]) -> None:
     begun: they are interrupted with it, and save where they are."""
     threads = max((os.cpu_count() or 1) // jobs, 1) if jobs > 1 else None
     with ThreadPoolExecutor(jobs) as pool:
-        begun = [pool.submit(fit, cell, probe(cell.folder.parent, argv), threads) for cell in cells]
+        with_controls: set[tuple[str, ...]] = set()  # the data of which one run's probes make them
+        begun = []
+        for cell in cells:
+            data = tuple(sorted({argument for argument in cell.argv if argument.startswith("data")}))
+            probes = [*probe(cell.folder.parent, argv), *(["controls=[]"] if data in with_controls else [])]
+            with_controls.add(data)
+            begun.append(pool.submit(fit, cell, probes, threads))
         try:
             for each in track(as_completed(begun), "runs", len(begun)):
                 each.result()
@@ -216,10 +241,41 @@ def fit(cell: Cell, probes: Sequence[str], threads: int | None = None) -> None:
             return
         print(shlex.join(["python", "-m", "physrep.fit", *cell.argv]), file=log, flush=True)
         warm.call(["physrep.fit", *cell.argv], log, threads)
-    print(f"{cell.status():<8} {cell.folder}: {cell.last_line()}", flush=True)
-    if cell.status() == "done":
+    state = cell.status()
+    print(f"{state:<8} {cell.folder}: {cell.last_line() if state == 'done' else cell.why()}", flush=True)
+    if state == "done":
         with cell.log.open("a") as log:
-            warm.call([*probes, f"run={cell.folder}", "controls=[]"], log, threads)
+            warm.call([*probes, f"run={cell.folder}"], log, threads)
+
+
+def rehearse(cells: Sequence[Cell], jobs: int) -> None:
+    """Build every cell and take a step, seeds aside, and say of each what it costs or what is wrong with it.
+
+    Nothing is written where runs lie. Exit code 2 if one fails.
+    """
+    distinct = {tuple(a for a in cell.argv if not a.startswith("seed=")): cell for cell in reversed(cells)}
+    with tempfile.TemporaryDirectory() as place:
+        tried = [Cell(each.argv, Path(place, str(n), each.folder.name)) for n, each in enumerate(distinct.values())]
+        threads = max((os.cpu_count() or 1) // jobs, 1) if jobs > 1 else None
+        with ThreadPoolExecutor(jobs) as pool:
+            begun = [pool.submit(rehearse_one, cell, threads) for cell in reversed(tried)]
+            try:
+                good = [each.result() for each in track(as_completed(begun), "runs", len(begun))]
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+    print(f"{len(good)} runs that differ by more than their seed: {sum(good)} ok, {len(good) - sum(good)} failed")
+    if not all(good):
+        raise SystemExit(2)
+
+
+def rehearse_one(cell: Cell, threads: int | None = None) -> bool:
+    """Try one cell in a process of its own, say in a line how that went, and return whether it went well."""
+    cell.log.parent.mkdir(parents=True)
+    with cell.log.open("w") as log:
+        code = warm.call(["physrep.fit", *cell.argv, "dry_run=true"], log, threads)
+    said = cell.last_line() if code >= 0 else f"was killed by signal {-code}"
+    print(f"{'failed' if code else 'ok':<8} {cell.folder.name}: {said}", flush=True)
+    return not code
 
 
 @contextmanager
@@ -235,7 +291,7 @@ def claimed(path: Path) -> Iterator[TextIO | None]:
 
 def probe(folder: Path, argv: Sequence[str]) -> list[str]:
     """Return what Python runs (-m) to probe all finished runs of an experiment's folder, with its controls."""
-    keys = ("probe", "controls", "labels", "layers", "allow", "dry_run")
+    keys = ("probe", "controls", "labels", "layers", "allow")
     options = [a for a in argv if a.partition("=")[0].partition(".")[0] in keys]
     return ["physrep.probe", f"experiment={folder.name}", f"runs={folder.parent}", *options]
 
@@ -258,7 +314,7 @@ def tell(cells: Sequence[Cell]) -> None:
         print(f"{cell.folder.name:<{width}}", *(f"{found[n]:14.4g}" if n in found else " " * 14 for n in MONITORS))
     for cell, each in zip(cells, status, strict=True):
         if each != "done":
-            print(f"{each:<8} {cell.folder}" + (f": {cell.last_line()}" if each == "failed" else ""))
+            print(f"{each:<8} {cell.folder}" + (f": {cell.why()}" if each == "failed" else ""))
     print(counts(status))
 
 

@@ -16,7 +16,8 @@ from physrep.metrics import BOUNDS, draw, errors, interval, paired, scores
 from physrep.results import Row
 
 FIRST = ("mean", "statistics", "random", "supervised")  # controls head a table, the others follow by name
-BASELINE = "random"
+CONTROLS = ("mean", "statistics", "random")
+BASELINES = ("random",)
 AVERAGE = "average"
 UNFROZEN = "finetune"
 FEW = 24  # trajectories, under which a bootstrap's intervals are known to be too narrow
@@ -89,10 +90,17 @@ def plain(of: Row | Cell) -> bool:
 # --- From rows to cells ---
 
 
-def table(rows: Iterable[Row], resamples: int = 10_000, seed: int = 0, beside: bool = False) -> list[Section]:
+def table(
+    rows: Iterable[Row],
+    resamples: int = 10_000,
+    seed: int = 0,
+    beside: bool = False,
+    baselines: Sequence[str] = BASELINES,
+) -> list[Section]:
     """Return a section for each dataset, way to split it and fingerprint; where rows are of one place, the last counts.
 
-    `beside` adds the published numbers to those datasets, split as they come, that have some.
+    `beside` adds the published numbers to those datasets, split as they come, that have some; differences are paired
+    with each of `baselines`, objectives.
     """
     apart: dict[tuple[str, str, str, str], list[Row]] = defaultdict(list)
     for row in _told_apart(rows):
@@ -107,7 +115,7 @@ def table(rows: Iterable[Row], resamples: int = 10_000, seed: int = 0, beside: b
         if others:
             warnings.insert(0, f"rows of {of[2]} {of[3]} are not comparable with those of {', '.join(others)}")
         ids = sorted({trajectory for row in kept for trajectory in row.trajectories})
-        cells = [*_cells(kept, ids, resamples, seed), *_costs(kept)]
+        cells = [*_cells(kept, ids, resamples, seed, baselines), *_costs(kept)]
         notes = [f"Warning: {warning}." for warning in [*warnings, *_doubts(kept, ids)]]
         notes += _notes(kept, cells, ids, resamples)
         theirs = list(_published(of[0])) if beside and of[1] == "well" else []
@@ -153,7 +161,9 @@ def share(labels: float) -> str:
     return f"{100 * labels:.3g} %"
 
 
-def _cells(rows: Sequence[Row], ids: Sequence[int], resamples: int, seed: int) -> Iterator[Cell]:
+def _cells(
+    rows: Sequence[Row], ids: Sequence[int], resamples: int, seed: int, baselines: Sequence[str]
+) -> Iterator[Cell]:
     counts = draw(len(ids), resamples, seed)
     parameters = sorted({row.parameter for row in rows})
     places: dict[Place, dict[str, list[Row]]] = defaultdict(lambda: {name: [] for name in parameters})
@@ -161,7 +171,7 @@ def _cells(rows: Sequence[Row], ids: Sequence[int], resamples: int, seed: int) -
         places[_place(row)][row.parameter].append(row)
     columns = {place: _columns(places[place]) for place in sorted(places, key=_rank)}
     for place, column in columns.items():
-        base = columns.get(_baseline(place, columns), {})
+        bases = {name: columns.get(_baseline(name, place, columns), {}) for name in baselines}
         for name, found in column.items():
             about, seeds = (*place, name), len(found[0])
             for by in ("window", "trajectory"):
@@ -171,10 +181,11 @@ def _cells(rows: Sequence[Row], ids: Sequence[int], resamples: int, seed: int) -
                         mean = np.mean([sample[metric] for sample in samples], axis=0)
                         at = interval(mean, n=len(ids), within=within)
                         yield Cell(*about, metric, by, "", at.value, at.low, at.high, seeds)
-            if name in base and column is not base:
-                a, b = ([errors(some, ids, "window") for some in side] for side in (found, base[name]))
-                at = paired(a, b, counts)
-                yield Cell(*about, "mse", "window", BASELINE, at.value, at.low, at.high, seeds)
+            for minus, base in bases.items():
+                if name in base and column is not base:
+                    a, b = ([errors(some, ids, "window") for some in side] for side in (found, base[name]))
+                    at = paired(a, b, counts)
+                    yield Cell(*about, "mse", "window", minus, at.value, at.low, at.high, seeds)
 
 
 def _rank(place: Place) -> tuple[object, ...]:
@@ -218,16 +229,16 @@ def _columns(found: Mapping[str, list[Row]]) -> dict[str, list[list[Row]]]:
     return columns
 
 
-def _baseline(place: Place, places: Iterable[Place]) -> Place:
-    """Return the untrained encoder to compare with: of the same architecture, or for none the only one there is.
+def _baseline(name: str, place: Place, places: Iterable[Place]) -> Place:
+    """Return what to compare with: an objective of the same encoder, or where either has none the only one there is.
 
     Of a variant it is the same variant of it, where there is one.
     """
     _, comma, variant = place[0].partition(", ")
-    if (same := (f"{BASELINE}{comma}{variant}", *place[1:])) in places:
+    if (same := (f"{name}{comma}{variant}", *place[1:])) in places:
         return same
-    there = [other for other in places if other[0] == BASELINE and other[2:] == place[2:]]
-    return there[0] if not place[1] and len(there) == 1 else (BASELINE, *place[1:])
+    there = [other for other in places if other[0] == name and other[2:] == place[2:]]
+    return there[0] if len(there) == 1 and not (place[1] and there[0][1]) else (name, *place[1:])
 
 
 def _doubts(rows: Sequence[Row], ids: Sequence[int]) -> Iterator[str]:
@@ -252,10 +263,13 @@ def _doubts(rows: Sequence[Row], ids: Sequence[int]) -> Iterator[str]:
         settings[row.probe].add(row.setting)
     for probe in sorted(name for name, some in settings.items() if len(some) > 1):
         yield f"{probe} was fitted with more than one choice of its options, or by more than one version of its code"
+    there = {row.objective.partition(", ")[0] for row in rows}
+    if absent := [name for name in CONTROLS if name not in there]:
+        yield f"no rows of {', '.join(absent)}, without which nothing says whether anything was learnt"
     rows = [row for row in rows if plain(row)]
     lines, columns = {(r.objective, r.encoder) for r in rows}, {(r.probe, r.parameter) for r in rows}
-    there = {(r.objective, r.encoder, r.probe, r.parameter) for r in rows}
-    missing = [f"{' '.join(filter(None, a))}, {' '.join(b)}" for a in lines for b in columns if (*a, *b) not in there]
+    cells = {(r.objective, r.encoder, r.probe, r.parameter) for r in rows}
+    missing = [f"{' '.join(filter(None, a))}, {' '.join(b)}" for a in lines for b in columns if (*a, *b) not in cells]
     if missing:
         yield f"no rows (–) for {'; '.join(sorted(missing))}"
 
@@ -310,6 +324,11 @@ def _notes(rows: Sequence[Row], cells: Sequence[Cell], ids: Sequence[int], resam
         f"Brackets: 95 % interval over trajectories ({resamples} bootstrap samples) and seeds (Student's t)"
         f"; of one seed{of} it is of trajectories alone."
     )
+    if differences := sum(bool(cell.minus) and plain(cell) for cell in cells):
+        notes.append(
+            f"Differences: {differences} are shown, each with its own 95 % interval: where nothing differs, one in "
+            "twenty excludes 0 by chance."
+        )
     return notes
 
 
@@ -362,12 +381,15 @@ def grids(section: Section) -> list[Grid]:
             [(probe, f"{NAMES[metric]} by {by}") for probe in probes for metric, by in kinds],
             others,
         ),
+    ]
+    made += [
         averaged(
-            f"MSE minus that of {BASELINE}, paired (below 0 is better; * interval excludes 0)",
+            f"MSE minus that of {minus}, paired (below 0 is better; * interval excludes 0)",
             {"": (1.0, "")},
             names,
-            BASELINE,
-        ),
+            minus,
+        )
+        for minus in dict.fromkeys(cell.minus for cell in section.cells if cell.minus)
     ]
     heads = {share(labels): (labels, "") for labels in shares}
     made.append(

@@ -185,7 +185,7 @@ def test_other_data_and_fingerprints_are_sections_of_their_own_with_a_warning():
     ]  # fmt: skip
     for section, sentence in zip(sections[2:], ["the dataset's own", "combinations", "extreme"], strict=True):
         assert sum(sentence in note for note in section.notes if "Warning" not in note) == 1
-    warnings = [note for section in sections[3:] for note in section.notes if "Warning" in note]
+    warnings = [note for section in sections[3:] for note in section.notes if "trajectories of test have" in note]
     assert len(warnings) == 2
     assert all("30 trajectories of test have 30 combinations of parameters" in warning for warning in warnings)
     assert sections[1].notes[0] == "Warning: rows of test beef are not comparable with those of test f00d."
@@ -218,6 +218,24 @@ def test_what_weakens_a_table_is_said():
     assert "Warning: budgets differ: windows seen are 3,200 (supervised, jepa, vicreg); 6,400 (jepa, vicreg)." in said
     changed = [replace(row, scale="linear") for row in rows("random")]
     assert "Reynolds is standardised in more than one way" in notes(rows() + changed)
+
+
+def test_differences_are_to_the_baselines_that_are_asked_for():
+    made = [r for e in ("conv", "vit") for r in several(["random", "jepa"], encoder=e)] + several(["statistics"])
+    (section,) = table(made, resamples=30, baselines=["jepa", "statistics"])
+    to_jepa, to_statistics = (grid for grid in grids(section) if "minus" in grid.title)
+    assert to_jepa.title.startswith("MSE minus that of jepa, paired")
+    assert [labels[:2] for labels, _ in to_jepa.lines] == [["random", "conv"], ["random", "vit"]]
+    assert [labels[0] for labels, _ in to_statistics.lines] == ["random", "random", "jepa", "jepa"]
+    values = {(c.objective, c.minus): c.value for c in section.cells if c.encoder == "conv" and c.parameter == "Schmidt"
+              and c.probe == "ridge" and c.metric == "mse" and c.by == "window"}  # fmt: skip
+    assert values["random", "jepa"] == pytest.approx(values["random", ""] - values["jepa", ""])
+    assert "Differences: 36 are shown" in " ".join(section.notes)
+
+
+def test_controls_that_lack_are_warned_of():
+    said = [" ".join(table(made, resamples=5)[0].notes) for made in (several(["random", "jepa"]), several())]
+    assert "Warning: no rows of mean, statistics, without which" in said[0] and "without which" not in said[1]
 
 
 def test_differences_are_to_the_untrained_encoder_of_the_same_architecture():
@@ -623,29 +641,44 @@ def few(**changes):
 
 
 def grid_of(tmp_path, monkeypatch):
-    """An experiment of three seeds in the current folder, and the names of its runs."""
+    """An experiment of four seeds in the current folder, and its runs."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "experiments" / "mine"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(
         "groups: {data: shear_flow_small}\nsweep: [{objective: jepa, seed: [0, 1, 2, 3]}]\n"
     )
-    return [cell.folder for cell in sweep.cells(["experiment=mine", "runs=runs"])]
+    return sweep.cells(["experiment=mine", "runs=runs"])
+
+
+def of(cell, **changes):
+    """Rows of a planned run."""
+    return few(run=str(cell.folder), config=cell.config, **changes)
 
 
 def test_what_a_grid_lacks_is_said(tmp_path, monkeypatch, capsys):
-    first, second, third, _ = grid_of(tmp_path, monkeypatch)
-    append("runs/mine/results.jsonl", few(run=str(first)))
-    for folder in (first, third):
-        folder.mkdir()
-        (folder / "summary.json").write_text("{}")
-    (tmp_path / "runs/mine/logs").mkdir()
-    (tmp_path / "runs/mine/logs" / f"{second.name}.log").write_text("physrep: loss is <nan> at step 7\n")
+    first, second, third, last = grid_of(tmp_path, monkeypatch)
+    (tmp_path / "runs/mine/logs").mkdir(parents=True)
+    second.log.write_text("physrep: loss is <nan> at step 7\n")
+    last.log.write_text("runs: 3 of 9, 7 s\n")
+    with pytest.raises(UserError, match="no results"):
+        report.main(["experiment=mine", "resamples=20"])
+    why = f"Failed: {second.folder.name}: physrep: loss is <nan> at step 7"
+    assert why in capsys.readouterr().out, "also where nothing has a row"
+    append("runs/mine/results.jsonl", of(first))
+    for cell in (first, third):
+        cell.folder.mkdir()
+        (cell.folder / "summary.json").write_text("{}")
+    third.log.write_text("runs/mine/three: 80 steps\nphysrep: three: probe ridge predicts what is not finite\n")
     report.main(["experiment=mine", "resamples=20"])
-    want = "Missing: of 4 planned runs 1 failed, 1 not probed, 1 pending."
-    why = f"Failed: {second.name}: physrep: loss is <nan> at step 7"
+    want = "Missing: of 4 planned runs 2 failed, 1 not probed."
     out = tmp_path / "runs/mine/report"
-    assert f"- {want}\n- {why}\n" in (out / "table.md").read_text()
+    table = (out / "table.md").read_text()
+    assert f"- {want}\n- {why}\n" in table
+    assert f"- Not probed: {third.folder.name}: physrep: three: probe ridge predicts what is not finite\n" in table
+    assert (
+        f"- Failed: {last.folder.name}: was cut short, and the same command continues it; it last said: runs" in table
+    )
     assert f"% {why}" in (out / "table.tex").read_text()
     assert "loss is &lt;nan&gt; at step 7" in (out / "report.html").read_text()
     assert capsys.readouterr().out.startswith(want)
@@ -654,31 +687,54 @@ def test_what_a_grid_lacks_is_said(tmp_path, monkeypatch, capsys):
 def test_rows_are_enough(tmp_path, monkeypatch):
     """Where no run folder is left, or all runs have rows, the table is the rows' and nothing is missing."""
     runs = grid_of(tmp_path, monkeypatch)
-    append(
-        "runs/mine/results.jsonl", [row for seed, run in enumerate(runs[:2]) for row in few(seed=seed, run=str(run))]
-    )
+    append("runs/mine/results.jsonl", [row for seed, run in enumerate(runs[:2]) for row in of(run, seed=seed)])
     (tmp_path / "runs/mine/logs").mkdir()
     report.main(["experiment=mine", "resamples=20"])
     alone = (tmp_path / "runs/mine/report/table.md").read_text()
     assert "Missing" not in alone
     for run in runs[2:]:
-        run.mkdir()
+        run.folder.mkdir()
     half = Path("runs/mine/results.jsonl").read_text()
     report.main(["experiment=mine", "resamples=20"])
     assert (tmp_path / "runs/mine/report/table.md").read_text() == f"- Missing: of 4 planned runs 2 pending.\n\n{alone}"
-    append("runs/mine/results.jsonl", [row for seed in (2, 3) for row in few(seed=seed, run=str(runs[seed]))])
+    append("runs/mine/results.jsonl", [row for seed in (2, 3) for row in of(runs[seed], seed=seed)])
     report.main(["experiment=mine", "resamples=20"])
     assert "Missing" not in (tmp_path / "runs/mine/report/table.md").read_text()
-    append("runs/mine/results.jsonl", [replace(row, probe="knn", key="knn") for row in few(run=str(runs[0]))])
+    append("runs/mine/results.jsonl", [replace(row, probe="knn", key="knn") for row in of(runs[0])])
     report.main(["experiment=mine", "resamples=20"])
     said = (tmp_path / "runs/mine/report/table.md").read_text()
     assert said.startswith("- Missing: of 4 planned runs 3 probed in part.\n")
     Path("runs/mine/results.jsonl").write_text(half)
-    sweep.plan([sweep.Cell([], runs[0]), sweep.Cell([], Path("runs/mine/other"))])
-    sweep.plan([sweep.Cell([], runs[1])])
+    sweep.plan([runs[0], sweep.Cell([], Path("runs/mine/other"))])
+    sweep.plan([replace(runs[1], config="another")])
     report.main(["experiment=mine", "resamples=20"])
+    want = "- Missing: of 3 planned runs 1 pending, 1 of another config.\n"
     said = (tmp_path / "runs/mine/report/table.md").read_text()
-    assert said.startswith("- Missing: of 3 planned runs 1 pending.\n"), "what sweeps were asked for is the plan"
+    assert said.startswith(want), "what sweeps were asked for is the plan"
+    Path("runs/mine").rename("kept")
+    report.main(["results=kept/results.jsonl", "resamples=20"])
+    assert Path("kept/report/table.md").read_text() == said, "which goes with the rows"
+
+
+def test_a_share_of_labels_or_a_layer_that_others_have_is_missed(tmp_path, monkeypatch, capsys):
+    one, two, three, four = grid_of(tmp_path, monkeypatch)
+    sweep.plan([one, two, three, four])
+    made = [
+        *of(one),
+        *of(one, labels=0.1),
+        *of(one, layer="stages1"),
+        *of(two, seed=1),
+        *of(two, seed=1, labels=0.1),
+        *of(three, objective="supervised", seed=2, labels=0.1),
+        *of(four, encoder="other", seed=3),
+        *of(four, encoder="other", seed=3, labels=0.1),
+    ]
+    append("runs/mine/results.jsonl", made)
+    report.main(["experiment=mine", "resamples=20"])
+    assert capsys.readouterr().out.startswith("Missing: of 4 planned runs 1 probed in part.\n"), "two lacks its layer"
+    append("runs/mine/results.jsonl", of(two, seed=1, layer="stages1"))
+    report.main(["experiment=mine", "resamples=20"])
+    assert "Missing" not in capsys.readouterr().out
 
 
 def test_a_plan_that_cannot_be_read_is_said_and_no_more(tmp_path, monkeypatch, capsys):

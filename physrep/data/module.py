@@ -261,11 +261,12 @@ class WellDataModule(LightningDataModule):
     def labelled(self, split: str) -> Array:
         """Return the numbers of the split's trajectories whose parameters may be told: `labels` of train's and valid's.
 
-        They are spread evenly over the combinations of parameters, and a larger share holds a smaller one.
+        They are spread evenly over the combinations of parameters, a larger share holds a smaller one, and seeds differ
+        in them: which trajectories have labels is part of what varies between seeds.
         """
         files = self.files(split)
         share = self.labels if split != "test" else 1.0
-        return labelled(files.theta(list(files.header.scalars)), share)
+        return labelled(files.theta(list(files.header.scalars)), share, self.seed)
 
     def windows(self, split: str, step: int | None = None) -> Array:
         """Return (trajectory, first frame) of the split's windows of one clip, [M, 2]."""

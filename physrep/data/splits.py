@@ -102,12 +102,12 @@ def share_out(kind: str, theta: Array, starts: Sequence[str], name: str) -> list
     return found
 
 
-def labelled(theta: Array, share: float) -> Array:
+def labelled(theta: Array, share: float, seed: int = 0) -> Array:
     """Choose a share of trajectories with parameters [N, P], evenly over their combinations; more holds what less does.
 
-    Returns their numbers, rising, at least one.
+    Returns their numbers, rising, at least one; each seed draws others.
     """
-    member, rng = combinations(theta), np.random.default_rng(0)
+    member, rng = combinations(theta), np.random.default_rng(seed)
     shuffled = rng.permutation(len(member))
     turn = np.empty(len(member), int)  # of each in its combination
     for combination in np.unique(member):

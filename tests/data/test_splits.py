@@ -115,6 +115,7 @@ def test_labels_are_nested_and_stratified():
     assert [len(c) for c in chosen.values()] == [2, 7, 14, 70, 140]
     for less, more in zip(list(chosen.values()), list(chosen.values())[1:], strict=False):
         assert set(less) < set(more)
+    assert set(labelled(theta, 0.1, seed=1)) != set(chosen[0.1]), "seeds draw other trajectories"
     for numbers in chosen.values():
         counts = np.unique(theta[numbers], axis=0, return_counts=True)[1]
         assert counts.max() - counts.min() <= 1 and len(counts) == min(len(numbers), 28)
