@@ -47,6 +47,7 @@ SMALL_small := shear_flow rayleigh_benard active_matter gray_scott  # what an ex
 SMALL_label_efficiency := shear_flow
 SMALL_ablations := shear_flow
 SMALL_failures := shear_flow
+SMALL_heldout := rayleigh_benard shear_flow
 
 benchmark: $(READY) ## runs, probes and report of EXPERIMENT=small (hours) or another, JOBS=2 at a time; goes on where it was
 	$(foreach system,$(SMALL_$(EXPERIMENT)),$(PY) -m physrep.simulate system=$(system) preset=small &&) true

@@ -12,7 +12,7 @@ LINE_EVERY = 10.0
 
 
 def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-    """Yield the items and show how many are done: a bar on a terminal, else a line every ten seconds."""
+    """Yield the items and show how many are done and how long is left: a bar, off a terminal a line in ten seconds."""
     if total is None and isinstance(items, Sized):
         total = len(items)
     if sys.stderr.isatty():
@@ -26,5 +26,13 @@ def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[
         now = time.monotonic()
         if now - said >= LINE_EVERY:
             said = now
-            of = f" of {total}" if total else ""
-            print(f"{label}: {done}{of}, {now - start:.0f} s", file=sys.stderr, flush=True)
+            took = now - start
+            of, left = (f" of {total}", f", about {spell(took / done * (total - done))} left") if total else ("", "")
+            print(f"{label}: {done}{of}, {took:.0f} s{left}", file=sys.stderr, flush=True)
+
+
+def spell(seconds: float) -> str:
+    """Write a duration as its size asks for: 40 s, 12 min, 1.5 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
