@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,9 +93,6 @@ def fit(cfg: DictConfig) -> Path:
 
 def conduct(cfg: DictConfig, folder: Path, signals: Signals) -> None:
     """Assemble a run, train it and sum it up, in its folder."""
-    import logging
-    import warnings
-
     from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
     from physrep.callbacks.checkpoints import Checkpoints
@@ -102,10 +100,7 @@ def conduct(cfg: DictConfig, folder: Path, signals: Signals) -> None:
     from physrep.run import claim, record_provenance, resume_point
 
     data, objective = assemble(cfg)
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="lightning")
-    warnings.filterwarnings("ignore", "Grad strides do not match")  # of DDP, which copies such gradients
+    hush()
     start, step = resume_point(folder, cfg)
     checkpoints = Checkpoints(folder / "checkpoints", cfg.checkpoint_every, cfg.keep, signals)
     trainer = make_trainer(cfg, folder, data, step, checkpoints)
@@ -144,6 +139,17 @@ def conduct(cfg: DictConfig, folder: Path, signals: Signals) -> None:
             shown = [k for k in metrics if k in {"valid/loss", "probe/mse", "rank/effective"}]
             said = ", ".join(f"{k} {metrics[k]:.3g}" for k in shown)
             print(f"{folder}: {trainer.global_step} steps in {time.monotonic() - began:.0f} s; {said}")
+
+
+def hush() -> None:
+    """Keep Lightning's hints off the terminal: what it refuses is told all the same."""
+    import logging
+    import warnings
+
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", "Grad strides do not match")  # of DDP, which copies such gradients
 
 
 def train(
@@ -217,11 +223,16 @@ def make_trainer(cfg: DictConfig, folder: Path, data: WellDataModule, step: int,
     if (int(over), int(started)) != (nodes, asked):
         raise UserError(f"trainer.devices: {started} processes were started (nodes: {over}) and the trainer has "
                         f"{asked} (nodes: {nodes}); set trainer.devices and trainer.num_nodes")  # fmt: skip
+    check_interval(trainer)
+    trainer.val_check_interval *= trainer.accumulate_grad_batches  # Lightning counts batches
+    return trainer
+
+
+def check_interval(trainer: Any) -> None:
+    """Raise UserError for a trainer that does not validate by optimiser steps."""
     if not isinstance(trainer.val_check_interval, int) or trainer.check_val_every_n_epoch is not None:
         raise UserError("trainer.val_check_interval: give a whole number of optimiser steps, and leave "
                         "trainer.check_val_every_n_epoch=null")  # fmt: skip
-    trainer.val_check_interval *= trainer.accumulate_grad_batches  # Lightning counts batches
-    return trainer
 
 
 def scale_of(trainer: Any, data: WellDataModule) -> dict[str, Any]:
@@ -278,30 +289,58 @@ def describe(objective: Objective) -> str:
 
 
 def dry_run(cfg: DictConfig) -> None:
-    """Build everything, compute a gradient twice and print shapes, memory and the time that the run will take."""
+    """Build everything, take two steps on the CPU and print shapes and what a step and the run cost, that last."""
     import resource
 
     memory.keep()
     data, objective = assemble(cfg)
+    trainer = stand_in(cfg)
+    objective.trainer = trainer
+    trainer.strategy.connect(objective)
+    if objective.trains:
+        trainer.strategy.setup_optimizers(trainer)
     batch = data.prepare_batch(next(iter(data.train_dataloader())), augment=True)
-    print(f"clip {list(batch['clip'].shape)} (B, C, T, H, W): {', '.join(data.channels)}")
-    print(f"theta {list(batch['theta'].shape)}: {', '.join(f'{k} ({v})' for k, v in data.scales.items())}")
+    say = partial(print, flush=True)  # before a mistake, also where both go to one file
+    say(f"clip {list(batch['clip'].shape)} (B, C, T, H, W): {', '.join(data.channels)}")
+    say(f"theta {list(batch['theta'].shape)}: {', '.join(f'{k} ({v})' for k, v in data.scales.items())}")
     clip = batch["clip"][:1, :, : data.frames]
-    print(f"{describe(objective)}; tokens {list(objective.encode(clip).shape)[1:]} (N, D) a clip")
-    for last in (False, True):
+    say(f"{describe(objective)}; tokens {list(objective.encode(clip).shape)[1:]} (N, D) a clip")
+    for step in (0, 1):
         start = time.monotonic()
         terms = objective.losses(batch)
         if objective.trains:
             terms["loss"].backward()
-        seconds = time.monotonic() - start
-        if last:
-            print("losses " + ", ".join(f"{k} {float(v.detach()):.4g}" for k, v in terms.items()))
+        gradient = time.monotonic() - start
+        for optimizer in trainer.strategy.optimizers:
+            objective.optimizer_step(0, step, optimizer)
+            optimizer.zero_grad()
+        update = time.monotonic() - start - gradient
+    say("losses " + ", ".join(f"{k} {float(v.detach()):.4g}" for k, v in terms.items()))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    steps, batches = cfg.trainer.max_steps, cfg.trainer.get("accumulate_grad_batches", 1)
-    windows, each = len(data.windows("train")), data.batch_size * batches
-    print(f"{seconds * batches:.3g} s a step on the CPU, peak memory {peak:.2g} GiB")
-    print(f"{windows} training windows, {steps} steps of {each} (one device's) are {steps * each / windows:.3g} "
-          f"epochs and about {steps * seconds * batches / 60:.3g} minutes")  # fmt: skip
+    steps, batches = cfg.trainer.max_steps, trainer.accumulate_grad_batches
+    windows, each, seconds = len(data.windows("train")), data.batch_size * batches, gradient * batches + update
+    say(f"{windows} training windows, {steps} steps of {each} (one device's) are {steps * each / windows:.3g} epochs")
+    minutes = steps * seconds / 60
+    say(f"{seconds:.3g} s a step on the CPU, about {minutes:.3g} minutes in all, peak memory {peak:.2g} GiB")
+
+
+def stand_in(cfg: DictConfig) -> Any:
+    """Build Lightning's trainer as far as a CPU can, so that it refuses what it would refuse where the run trains.
+
+    Other accelerators and their devices become one CPU; epochs, which Lightning would load data for, are left out.
+    """
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+
+    changes: dict[str, Any] = {"max_epochs": -1}
+    if cfg.trainer.get("accelerator") != "cpu":
+        changes |= {"accelerator": "cpu", "devices": 1}
+        if "fsdp" in str(cfg.trainer.get("strategy")):  # Lightning's own, for GPUs alone
+            changes["strategy"] = "ddp"
+    hush()
+    node = OmegaConf.merge(cfg, {"trainer": changes}).trainer
+    trainer = build(node, plugins=[LightningEnvironment()], logger=False, enable_progress_bar=False)
+    check_interval(trainer)
+    return trainer
 
 
 if __name__ == "__main__":

@@ -140,6 +140,52 @@ def test_dry_run_writes_nothing(datasets, tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_dry_run_steps_as_training_does(datasets, tmp_path, monkeypatch):
+    """The objective's own optimiser, and what the objective does at a step."""
+    from physrep.objectives.jepa import Jepa
+
+    made, teachers, own = [], [], Jepa.configure_optimizers
+
+    def configure(self):
+        made.append(own(self)["optimizer"])
+        teachers.append(self.teacher)
+        return made[-1]
+
+    monkeypatch.setattr(Jepa, "configure_optimizers", configure)
+    main([*arguments(datasets, tmp_path, "objective=jepa_ema"), "--dry-run"])
+    (optimizer,), (teacher,) = made, teachers
+    assert {int(state["step"]) for state in optimizer.state.values()} == {2}
+    assert int(teacher.n_averaged) == 3, "as it was made, and at each step"
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["trainer.devices=0"], r"trainer: .*devices=0"),
+        (["trainer=gpu", "trainer.strategy=dpp"], "trainer: .*invalid strategy name"),
+        (["trainer=ddp", "trainer.check_val_every_n_epoch=1"], r"trainer\.val_check_interval: give a whole number"),
+    ],
+)
+def test_a_dry_run_tries_the_trainer(more, said, datasets, tmp_path):
+    with pytest.raises(UserError, match=said) as error:
+        main([*arguments(datasets, tmp_path, *more), "--dry-run"])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["trainer=gpu", "trainer.max_epochs=3"],
+        ["trainer=fsdp"],
+        ["trainer=ddp", "trainer.strategy=fsdp"],
+        ["trainer=slurm", "trainer.num_nodes=2", "trainer.devices=4"],
+    ],
+)
+def test_a_dry_run_needs_no_hardware(more, datasets, tmp_path, capsys):
+    main([*arguments(datasets, tmp_path, *more), "--dry-run"])
+    assert "minutes in all" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
