@@ -244,6 +244,29 @@ def test_mistakes_in_options_are_one_line(argv, said):
         main(["data=shear_flow_tiny", *argv])
 
 
+def test_a_dry_run_tries_what_differs_by_more_than_its_seed_and_writes_nothing(datasets, tmp_path, capsys):
+    argv = ["data=shear_flow_tiny", f"data.root={datasets}", f"runs={tmp_path / 'runs'}", "objective=random",
+            "seed=0,1", "data.frames=8,4"]  # fmt: skip
+    with pytest.raises(SystemExit) as stop:
+        main([*argv, "--dry-run", "--jobs", "2"])
+    assert stop.value.code == 2
+    *lines, last = capsys.readouterr().out.splitlines()
+    bad, good = sorted(lines)
+    assert re.match(r"ok +shear_flow_tiny-random-conv_tiny-seed0: .* s a step on the CPU, .* GiB$", good)
+    assert re.match(r"failed +shear_flow_tiny-random-conv_tiny-seed0-frames=4: physrep: encoder: strides .* 16", bad)
+    assert last == "2 runs that differ by more than their seed: 1 ok, 1 failed"
+    main([*argv[:-1], "dry_run=true"])
+    assert capsys.readouterr().out.splitlines()[-1].endswith("1 ok, 0 failed")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("option", ["--slurm", "--status"])
+def test_a_dry_run_is_of_no_use_with_some_options(option):
+    for dry in ("--dry-run", "dry_run=true"):
+        with pytest.raises(UserError, match=f"^--dry-run: tries the runs here; leave out {option}$"):
+            main(["data=shear_flow_tiny", dry, option, *["1x1"][: option == "--slurm"]])
+
+
 @pytest.mark.parametrize(("nodes", "tasks"), [(1, 1), (2, 2), (1, 4)])
 def test_a_fit_of_another_shape_than_slurm_started_ends_before_it_waits(nodes, tasks, datasets, tmp_path, monkeypatch):
     shape = {"NNODES": nodes, "NTASKS": tasks, "NTASKS_PER_NODE": tasks // nodes, "JOB_NAME": "physrep"}
