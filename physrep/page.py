@@ -14,18 +14,22 @@ from physrep.tables import Grid, Section, best, grids, order, title
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 96rem; margin: 2rem auto; padding: 0 1.5rem; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 96rem; margin: 2rem auto; padding: 0 1.5rem;
+  overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; }
 h2 { font-size: 1.25rem; margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: 1rem; }
-.wide { overflow-x: auto; } img { max-width: 100%; height: auto; background: white; }
+.wide { overflow-x: auto; } figure { margin: 1rem 0; }
+img { max-width: max(100%, 56rem); height: auto; background: white; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; margin: .5rem 0 1rem; }
 th, td { padding: .2rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th.l, td.l { text-align: left; } thead th { border-bottom-width: 2px; vertical-align: bottom; }
+.l:first-child { position: sticky; left: 0; background: Canvas; }
 tbody tr:hover { background: var(--soft); } td small { opacity: .65; } td.best { font-weight: 700; }
-th[colspan] { text-align: center; border-left: 1px solid var(--line); }
+th[colspan] { text-align: center; } .g { border-left: 1px solid var(--line); }
 summary { cursor: pointer; font-weight: 600; margin: .6rem 0; } h2 ~ p { font-weight: 600; }
 li.warning { font-weight: 600; } code { font-size: .85em; }
 """
+ALARMS = ("Warning", "Missing", "Failed", "Not probed")  # how notes begin that must not be overlooked
 
 
 class Picture(NamedTuple):
@@ -70,24 +74,32 @@ def _picture(picture: Picture) -> str:
 
 
 def _table(grid: Grid) -> str:
-    top, spans = best(grid), Counter(probe for probe, _ in grid.heads)
+    top, probes = best(grid), [probe for probe, _ in grid.heads]
+    firsts = ["g" if probes.index(probe) == i else "" for i, probe in enumerate(probes)]
     above = "".join(f'<th class="l" rowspan="2">{escape(name)}</th>' for name in grid.stub)
-    above += "".join(f'<th colspan="{span}">{escape(probe)}</th>' for probe, span in spans.items())
-    below = "".join(f"<th>{escape(name)}</th>" for _, name in grid.heads)
+    above += "".join(f'<th class="g" colspan="{span}">{escape(probe)}</th>' for probe, span in Counter(probes).items())
+    below = "".join(
+        f"<th{_class(first)}>{escape(name)}</th>" for (_, name), first in zip(grid.heads, firsts, strict=True)
+    )
     lines = []
     for labels, cells in grid.lines:
         line = "".join(f'<td class="l">{escape(label)}</td>' for label in labels)
-        for cell in cells:
+        for cell, first in zip(cells, firsts, strict=True):
             value, _, interval = show(cell).partition(" ")
-            mark = ' class="best"' if cell in top else ""
+            mark = _class(first, "best" if cell in top else "")
             line += f"<td{mark}>{escape(value)} <small>{escape(interval)}</small></td>"
         lines.append(f"<tr>{line}</tr>")
     head = f"<thead><tr>{above}</tr><tr>{below}</tr></thead>"
     return _wide(f"{head}<tbody>{''.join(lines)}</tbody>")
 
 
+def _class(*names: str) -> str:
+    kept = " ".join(filter(None, names))
+    return f' class="{kept}"' if kept else ""
+
+
 def _list(notes: Iterable[str]) -> str:
-    marks = ((" class=warning" if note.startswith(("Warning", "Missing", "Failed")) else "", note) for note in notes)
+    marks = ((_class("warning" if note.startswith(ALARMS) else ""), note) for note in notes)
     return f"<ul>{''.join(f'<li{mark}>{escape(note)}</li>' for mark, note in marks)}</ul>"
 
 
