@@ -204,6 +204,17 @@ def layers(source: Source, asked: str | int | Sequence[int] | None) -> list[str]
     return wanted
 
 
+def tuned_on(cfg: DictConfig, labels: float) -> WellDataModule:
+    """Build the sealed data that an unfrozen encoder is tuned on, with so many labels told.
+
+    Noise and dropped channels are pretraining's: objectives that had none are tuned alike.
+    """
+    data: WellDataModule = build(cfg.data, seed=cfg.seed)
+    data.labels, data.sealed = labels, True
+    data.noise = data.dropout = 0.0
+    return data
+
+
 def _score(subject: Subject, asked: DictConfig, known: set[str], results: Path, argv: Sequence[str]) -> int:
     from physrep.data.splits import SPLITS
     from physrep.metrics import between_within, effective_rank
@@ -255,8 +266,7 @@ def _score(subject: Subject, asked: DictConfig, known: set[str], results: Path, 
         shared, data.sealed = data.shared, True
         where: dict[str, Any] = {"plane": None, "space": {}}
         if probe.needs == "clips":
-            own: WellDataModule = build(cfg.data, seed=cfg.seed)
-            own.labels, own.sealed = data.labels, True
+            own = tuned_on(cfg, data.labels)
             predictor = probe.fit(source.model, own)
             own.sealed = data.sealed = False
             predicted, test = predictor.predict("test")

@@ -8,6 +8,7 @@ import h5py
 import pytest
 
 from physrep import probe
+from physrep.data import transforms
 from physrep.errors import UserError
 from physrep.fit import main as fit
 from physrep.render import markdown
@@ -115,6 +116,15 @@ def test_finetune_is_for_runs_and_says_so(probed, datasets, tmp_path, capsys):
     }
     (section,) = table(rows, 100)
     assert "finetune trains the encoder too." in markdown([section])
+
+
+def test_finetune_sees_no_noise_of_pretraining(probed, datasets, tmp_path, monkeypatch):
+    shutil.copytree(probed / "dev", tmp_path / "dev", ignore=shutil.ignore_patterns("*.jsonl", "embeddings"))
+    monkeypatch.setattr(transforms, "add_noise", lambda *_: pytest.fail("noise in a probe"))
+    noisy = ["data.noise=0.5", "data.dropout=0.25", "objective=random", "probe=finetune", "probe.finetune.steps=2"]
+    probe.main(arguments(datasets, tmp_path, *noisy, "probe.finetune.checks=1"))
+    (row, _) = read(tmp_path / "dev" / "results.jsonl")
+    assert "dropout=0.25" in row.variant and "noise=0.5" in row.variant
 
 
 def test_unfinished_runs_are_skipped_or_refused(probed, datasets, tmp_path, capsys):
