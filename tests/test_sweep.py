@@ -103,7 +103,7 @@ def test_a_failed_run_stops_nothing_and_is_tried_again(tmp_path, monkeypatch, ca
 
     def call(command, output, threads=None):
         if command[0] == "physrep.probe":
-            probed.append(command[-2])
+            probed.append([word for word in command if word.startswith(("run=", "controls="))])
             return 0
         cfg = dict(argument.split("=") for argument in command[1:])
         folder = next(c.folder for c in planned if f"seed={cfg['seed']}" in c.argv)
@@ -128,10 +128,10 @@ def test_a_failed_run_stops_nothing_and_is_tried_again(tmp_path, monkeypatch, ca
     said = capsys.readouterr().out
     assert "2 runs: 1 done, 0 running, 0 queued, 1 failed, 0 pending" in said
     assert f"failed   {planned[0].folder}: physrep: seed 0 is cursed" in said
-    assert probed == [f"run={planned[1].folder}"]
+    assert probed == [["controls=[]", f"run={planned[1].folder}"]], "controls are the first run's"
     (tmp_path / "mended").touch()
     main(argv)
-    assert probed == [f"run={cell.folder}" for cell in reversed(planned)]
+    assert probed[1:] == [[f"run={planned[0].folder}"]]
     first, *_, last = capsys.readouterr().out.splitlines()
     assert first == "2 runs: 1 done, 0 running, 0 queued, 1 failed, 0 pending"
     assert last == "2 runs: 2 done, 0 running, 0 queued, 0 failed, 0 pending"
