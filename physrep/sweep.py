@@ -21,7 +21,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -211,23 +211,28 @@ def is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
-def fit_all(cells: Sequence[Cell], jobs: int, argv: Sequence[str]) -> None:
-    """Train cells and probe them, so many side by side. Interrupted, it starts no other and waits for those that have
-    begun: they are interrupted with it, and save where they are."""
+def side_by_side(function: Callable[..., Any], calls: Iterable[Sequence[Any]], jobs: int) -> list[Any]:
+    """Call a function with each of the arguments and its share of the cores' threads, so many side by side; return what
+    comes of it, as they end. Interrupted, it starts no other and waits for those that have begun: they are interrupted
+    with it, and save where they are."""
     threads = max((os.cpu_count() or 1) // jobs, 1) if jobs > 1 else None
     with ThreadPoolExecutor(jobs) as pool:
-        with_controls: set[tuple[str, ...]] = set()  # the data of which one run's probes make them
-        begun = []
-        for cell in cells:
-            data = tuple(sorted({argument for argument in cell.argv if argument.startswith("data")}))
-            probes = [*probe(cell.folder.parent, argv), *(["controls=[]"] if data in with_controls else [])]
-            with_controls.add(data)
-            begun.append(pool.submit(fit, cell, probes, threads))
+        begun = [pool.submit(function, *arguments, threads) for arguments in calls]
         try:
-            for each in track(as_completed(begun), "runs", len(begun)):
-                each.result()
+            return [each.result() for each in track(as_completed(begun), "runs", len(begun))]
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def fit_all(cells: Sequence[Cell], jobs: int, argv: Sequence[str]) -> None:
+    """Train cells and probe them, so many side by side; the first run on some data is probed with its controls."""
+    with_controls: set[tuple[str, ...]] = set()
+    calls = []
+    for cell in cells:
+        data = tuple(sorted({argument for argument in cell.argv if argument.startswith("data")}))
+        calls.append((cell, [*probe(cell.folder.parent, argv), *(["controls=[]"] if data in with_controls else [])]))
+        with_controls.add(data)
+    side_by_side(fit, calls, jobs)
 
 
 def fit(cell: Cell, probes: Sequence[str], threads: int | None = None) -> None:
@@ -256,13 +261,7 @@ def rehearse(cells: Sequence[Cell], jobs: int) -> None:
     distinct = {tuple(a for a in cell.argv if not a.startswith("seed=")): cell for cell in reversed(cells)}
     with tempfile.TemporaryDirectory() as place:
         tried = [Cell(each.argv, Path(place, str(n), each.folder.name)) for n, each in enumerate(distinct.values())]
-        threads = max((os.cpu_count() or 1) // jobs, 1) if jobs > 1 else None
-        with ThreadPoolExecutor(jobs) as pool:
-            begun = [pool.submit(rehearse_one, cell, threads) for cell in reversed(tried)]
-            try:
-                good = [each.result() for each in track(as_completed(begun), "runs", len(begun))]
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        good = side_by_side(rehearse_one, [(cell,) for cell in reversed(tried)], jobs)
     print(f"{len(good)} runs that differ by more than their seed: {sum(good)} ok, {len(good) - sum(good)} failed")
     if not all(good):
         raise SystemExit(2)

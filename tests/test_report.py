@@ -233,6 +233,12 @@ def test_differences_are_to_the_baselines_that_are_asked_for():
     assert "Differences: 36 are shown" in " ".join(section.notes)
 
 
+def test_a_baseline_without_rows_is_one_line(tmp_path):
+    append(tmp_path / "results.jsonl", rows())
+    with pytest.raises(UserError, match=r"baselines: .*results\.jsonl has no rows of jep; did you mean jepa"):
+        report.main([f"results={tmp_path / 'results.jsonl'}", "baselines=[random,jep]"])
+
+
 def test_controls_that_lack_are_warned_of():
     said = [" ".join(table(made, resamples=5)[0].notes) for made in (several(["random", "jepa"]), several())]
     assert "Warning: no rows of mean, statistics, without which" in said[0] and "without which" not in said[1]
