@@ -76,27 +76,28 @@ def scores(found: Errors, counts: Array) -> dict[str, Array]:
         return {"mse": mse, "r2": 1 - mse / np.where(variance > 1e-9, variance, np.nan), "mae": mae}
 
 
-def draw(n: int, resamples: int, seed: int = 0) -> Array:
-    """Return how often each of n trajectories is drawn, [1 + resamples, n]: once each, then bootstrap samples.
+def draw(starts: Sequence[int], resamples: int, seed: int = 0) -> Array:
+    """Return how often each of N trajectories is drawn, [1 + resamples, N]: once each, then bootstrap samples.
 
-    A sample is n - 1 draws with replacement, so that the variance of a mean is unbiased also for few (McCarthy and
-    Snowden 1985; Rao and Wu 1988).
+    Those of one starting state, equal in `starts` [N], are drawn together. A sample of n states is n - 1 draws with
+    replacement, so that the variance of a mean is unbiased also for few (McCarthy and Snowden 1985; Rao and Wu 1988).
     """
-    size = max(n - 1, 1)
-    drawn = np.random.default_rng([seed, n]).integers(n, size=(resamples, size))
+    states, member = np.unique(starts, return_inverse=True)
+    n = len(states)
+    drawn = np.random.default_rng([seed, n]).integers(n, size=(resamples, max(n - 1, 1)))
     flat = drawn + n * np.arange(resamples)[:, None]
     counts = np.bincount(flat.ravel(), minlength=resamples * n).reshape(resamples, n)
-    return np.concatenate([np.ones((1, n)), counts])
+    return np.concatenate([np.ones((1, n)), counts])[:, member]
 
 
 def interval(*groups: Array, n: int, within: tuple[float, float] = (-np.inf, np.inf), level: float = 0.95) -> Interval:
     """Return the sum of the groups' means over seeds with its interval over seeds and trajectories, cut to `within`.
 
-    A group [S, 1 + R] holds scores of S seeds of its own: of the sample, then of draw(n, R) of the n trajectories that
-    all groups share. Two distances from the value are added in quadrature (MOVER: Zou and Donner 2008). Of
-    trajectories: to the percentiles, which are skewed as errors are. Of seeds: their standard error, less what
-    n trajectories explain of it, times Student's t at Satterthwaite's (1946) degrees of freedom, S - 1 for one group;
-    one seed has none, and the interval is of trajectories alone.
+    A group [S, 1 + R] holds scores of S seeds of its own: of the sample, then of R draws of the trajectories that all
+    groups share, which start from n states. Two distances from the value are added in quadrature (MOVER: Zou and
+    Donner 2008). Of trajectories: to the percentiles, which are skewed as errors are. Of seeds: their standard error,
+    less what the draws explain of it, times Student's t at Satterthwaite's (1946) degrees of freedom, S - 1 for one
+    group; one seed has none, and the interval is of trajectories alone.
     """
     value = float(sum(group[:, 0].mean() for group in groups))
     defined = np.isfinite(sum(group.sum(0) for group in groups))
@@ -132,14 +133,14 @@ def student(freedom: float, level: float = 0.95) -> float:
     return float(np.sqrt(df) * np.tan(np.interp(level, below / below[-1], angle)))
 
 
-def paired(a: Sequence[Errors], b: Sequence[Errors], counts: Array) -> Interval:
+def paired(a: Sequence[Errors], b: Sequence[Errors], counts: Array, starts: Sequence[int]) -> Interval:
     """Return mse of a minus mse of b, each averaged over its parameters, on the trajectories that all of them have.
 
-    The same draws serve both sides, whose seeds are not taken for pairs.
+    The same draws [1 + R, N] of trajectories that begin in `starts` serve both sides, whose seeds are no pairs.
     """
     shared = np.prod([(found.weight > 0).all(0) for found in (*a, *b)], axis=0)
     one, two = (np.mean([scores(found, counts * shared)["mse"] for found in cell], axis=0) for cell in (a, b))
-    return interval(one, -two, n=int(shared.sum()))
+    return interval(one, -two, n=len(set(np.array(starts)[shared > 0].tolist())))
 
 
 def effective_rank(x: Tensor) -> Tensor:

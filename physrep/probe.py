@@ -263,7 +263,7 @@ def _score(subject: Subject, asked: DictConfig, known: set[str], results: Path, 
         if done or asked.dry_run:
             continue
         print(f"{said}: {name}", file=sys.stderr, flush=True)
-        shared, data.sealed = data.shared, True
+        shared, starts, data.sealed = data.shared, data.recurring("test"), True
         where: dict[str, Any] = {"plane": None, "space": {}}
         if probe.needs == "clips":
             own = tuned_on(cfg, data.labels)
@@ -285,9 +285,9 @@ def _score(subject: Subject, asked: DictConfig, known: set[str], results: Path, 
             centers=data.statistics["theta_mean"], spreads=data.statistics["theta_std"],
             data=data.name, objective=source.objective, encoder=source.encoder, variant=subject.variant,
             probe=setting_of(name, argv), seed=cfg.seed,
-            splits=data.split, split="test", shared=shared, labels=float(data.labels), layer=source.layer, **where,
-            cost=subject.cost, run=subject.run, config=config_hash(cfg), commit=commit(), fingerprint=data.fingerprint,
-            step=subject.step, chosen=predictor.chosen, key=key, setting=setting,
+            splits=data.split, split="test", shared=shared, starts=starts, labels=float(data.labels),
+            layer=source.layer, **where, cost=subject.cost, run=subject.run, config=config_hash(cfg), commit=commit(),
+            fingerprint=data.fingerprint, step=subject.step, chosen=predictor.chosen, key=key, setting=setting,
         )  # fmt: skip
         made += append(results, rows)
     return made

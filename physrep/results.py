@@ -48,6 +48,7 @@ class Row:
     value: float  # "mse": mean over windows of the squared error of z; predicting the mean scores 1
     n: int  # windows
     trajectories: list[int]
+    starts: list[int]  # the first trajectory of the split with each one's starting state; [] where all differ
     windows: list[int]
     truth: list[float]  # z
     prediction: list[float]  # z, mean over the trajectory's windows
@@ -69,8 +70,8 @@ class Row:
         for name, hint in _hints().items():
             if not _is(getattr(self, name), hint):
                 raise ValueError(f"{name} is not {getattr(hint, '__name__', hint)}")
-        plane = self.plane or self.windows
-        lists = (self.windows, self.truth, self.prediction, self.squared_error, self.absolute_error, plane)
+        lists: list[list[Any]] = [self.windows, self.truth, self.prediction, self.squared_error, self.absolute_error]
+        lists += [some for some in (self.starts, self.plane) if some]
         if {len(values) for values in lists} != {len(set(self.trajectories))} or min(self.windows, default=0) < 1:
             raise ValueError("the lists do not hold one entry for each of the trajectories")
 
@@ -117,14 +118,16 @@ def make_rows(
     centers: Sequence[float],
     spreads: Sequence[float],
     key: str,
+    starts: Sequence[int] = (),
     plane: Tensor | None = None,
     **about: Any,
 ) -> list[Row]:
     """Return a row per parameter from standardised prediction and truth [M, P] of windows of trajectory [M].
 
     `scales` names the parameters, in the order of P; `key` is the identity of (run, probe), to which a row adds its
-    parameter; `plane` [M, 2] places the windows' features; `about` holds the other fields of Row. Raises UserError
-    where a prediction is not finite, ValueError where truth varies within a trajectory.
+    parameter; `starts` gives for every trajectory of the split the first that starts from the same state; `plane`
+    [M, 2] places the windows' features; `about` holds the other fields of Row. Raises UserError where a prediction is
+    not finite, ValueError where truth varies within a trajectory.
     """
     from torchmetrics.functional import mean_squared_error
 
@@ -136,6 +139,7 @@ def make_rows(
         return (np.bincount(member, weights=x) / windows).tolist()  # type: ignore[no-any-return]
 
     x_y = [] if plane is None else [mean(axis) for axis in plane.detach().cpu().double().T.numpy()]
+    recurs = [starts[i] for i in ids] if len(set(starts)) < len(starts) else []
     places = [[float(f"{v:.4g}") for v in place] for place in zip(*x_y, strict=True)]
     rows = []
     for p, (name, scale) in enumerate(scales.items()):
@@ -150,6 +154,7 @@ def make_rows(
             "value": value[p],
             "n": len(guess),
             "trajectories": ids.tolist(),
+            "starts": recurs,
             "windows": windows.tolist(),
             "truth": right[first].tolist(),
             "prediction": mean(guess),

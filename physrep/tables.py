@@ -115,9 +115,10 @@ def table(
         if others:
             warnings.insert(0, f"rows of {of[2]} {of[3]} are not comparable with those of {', '.join(others)}")
         ids = sorted({trajectory for row in kept for trajectory in row.trajectories})
-        cells = [*_cells(kept, ids, resamples, seed, baselines), *_costs(kept)]
-        notes = [f"Warning: {warning}." for warning in [*warnings, *_doubts(kept, ids)]]
-        notes += _notes(kept, cells, ids, resamples)
+        starts = _starts(kept, ids)
+        cells = [*_cells(kept, ids, starts, resamples, seed, baselines), *_costs(kept)]
+        notes = [f"Warning: {warning}." for warning in [*warnings, *_doubts(kept, ids, starts)]]
+        notes += _notes(kept, cells, ids, starts, resamples)
         theirs = list(_published(of[0])) if beside and of[1] == "well" else []
         notes += [f"Published: {published.SOURCE}. {published.DIFFERS}"] if theirs else []
         sections.append(Section(*of, kept, cells, notes, theirs))
@@ -161,10 +162,23 @@ def share(labels: float) -> str:
     return f"{100 * labels:.3g} %"
 
 
+def _starts(rows: Sequence[Row], ids: Sequence[int]) -> list[int]:
+    """Return for each of the trajectories the first that starts from the same state, by the rows."""
+    found = {i: i for i in ids}
+    for row in rows:
+        found.update(zip(row.trajectories, row.starts, strict=False))
+    return list(found.values())
+
+
 def _cells(
-    rows: Sequence[Row], ids: Sequence[int], resamples: int, seed: int, baselines: Sequence[str]
+    rows: Sequence[Row],
+    ids: Sequence[int],
+    starts: Sequence[int],
+    resamples: int,
+    seed: int,
+    baselines: Sequence[str],
 ) -> Iterator[Cell]:
-    counts = draw(len(ids), resamples, seed)
+    counts, n = draw(starts, resamples, seed), len(set(starts))
     parameters = sorted({row.parameter for row in rows})
     places: dict[Place, dict[str, list[Row]]] = defaultdict(lambda: {name: [] for name in parameters})
     for row in rows:
@@ -179,12 +193,12 @@ def _cells(
                 for metric, within in BOUNDS.items():
                     if (name, metric) != (AVERAGE, "mae"):  # of different units
                         mean = np.mean([sample[metric] for sample in samples], axis=0)
-                        at = interval(mean, n=len(ids), within=within)
+                        at = interval(mean, n=n, within=within)
                         yield Cell(*about, metric, by, "", at.value, at.low, at.high, seeds)
             for minus, base in bases.items():
                 if name in base and column is not base:
                     a, b = ([errors(some, ids, "window") for some in side] for side in (found, base[name]))
-                    at = paired(a, b, counts)
+                    at = paired(a, b, counts, starts)
                     yield Cell(*about, "mse", "window", minus, at.value, at.low, at.high, seeds)
 
 
@@ -241,7 +255,7 @@ def _baseline(name: str, place: Place, places: Iterable[Place]) -> Place:
     return there[0] if len(there) == 1 and not (place[1] and there[0][1]) else (name, *place[1:])
 
 
-def _doubts(rows: Sequence[Row], ids: Sequence[int]) -> Iterator[str]:
+def _doubts(rows: Sequence[Row], ids: Sequence[int], starts: Sequence[int]) -> Iterator[str]:
     if len({(tuple(row.trajectories), tuple(row.windows)) for row in rows}) > 1:
         yield "rows are scored on different trajectories or windows; differences are of those they share"
     for name in sorted({row.parameter for row in rows}):
@@ -251,11 +265,12 @@ def _doubts(rows: Sequence[Row], ids: Sequence[int]) -> Iterator[str]:
         truth = {row.parameter: dict(zip(row.trajectories, row.truth, strict=True)) for row in rows}
         held = len({tuple(each.get(i) for each in truth.values()) for i in ids})
         yield f"{len(ids)} trajectories of test have {held} combinations of parameters; intervals know only the former"
-    if len(ids) < FEW:
-        yield f"{len(ids)} trajectories are few, so that intervals are too narrow"
+    if (n := len(set(starts))) < FEW:
+        what = "trajectories" if n == len(ids) else "starting states"
+        yield f"{n} {what} are few, so that intervals are too narrow"
     if shared := max(row.shared for row in rows):
         yield (f"{shared} of {rows[0].split}'s {len(ids)} trajectories start from a state that train has, too: "
-               "scores are optimistic and intervals too narrow")  # fmt: skip
+               "scores are optimistic")  # fmt: skip
     if len(seen := _by_value(row for row in rows if row.cost.get("windows"))) > 1:
         yield f"budgets differ: windows seen are {_listed(seen)}"
     settings: dict[str, set[str]] = defaultdict(set)
@@ -286,7 +301,9 @@ def _listed(found: Mapping[str, Sequence[str]]) -> str:
     return "; ".join(f"{values} ({', '.join(objectives)})" for values, objectives in found.items())
 
 
-def _notes(rows: Sequence[Row], cells: Sequence[Cell], ids: Sequence[int], resamples: int) -> list[str]:
+def _notes(
+    rows: Sequence[Row], cells: Sequence[Cell], ids: Sequence[int], starts: Sequence[int], resamples: int
+) -> list[str]:
     def each(name: str) -> str:
         """Say which values a field has, and of which objectives where they differ."""
         found: dict[str, list[str]] = defaultdict(list)
@@ -320,8 +337,11 @@ def _notes(rows: Sequence[Row], cells: Sequence[Cell], ids: Sequence[int], resam
     if any(row.labels < 1 for row in rows):
         notes.append("Label efficiency: probes are told the parameters of a share of train's and valid's trajectories, "
                      "spread evenly over their combinations; a larger share holds a smaller one.")  # fmt: skip
+    units = "trajectories"
+    if (n := len(set(starts))) < len(ids):
+        units = f"the {n} states that trajectories start from, all of one together,"
     notes.append(
-        f"Brackets: 95 % interval over trajectories ({resamples} bootstrap samples) and seeds (Student's t)"
+        f"Brackets: 95 % interval over {units} ({resamples} bootstrap samples) and seeds (Student's t)"
         f"; of one seed{of} it is of trajectories alone."
     )
     if differences := sum(bool(cell.minus) and plain(cell) for cell in cells):

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,8 +7,9 @@ import torch
 from scipy import stats
 from torchmetrics.functional import mean_absolute_error, mean_squared_error, r2_score
 
-from physrep.metrics import between_within, draw, effective_rank, errors, interval, paired, scores, student
+from physrep.metrics import Errors, between_within, draw, effective_rank, errors, interval, paired, scores, student
 from physrep.results import Row, inverse
+from physrep.tables import table
 
 N = 12
 
@@ -27,7 +29,7 @@ def row(seed=0, parameter="Reynolds", skip=0, noise=0.5):
         data="d", objective="jepa", encoder="conv", variant="", probe="ridge", seed=seed, splits="well", split="test",
         shared=0, labels=1.0, layer="", parameter=parameter, plane=[], space={}, cost={},
         scale=scale, center=center, spread=spread, metric="mse", value=0.0, n=int(counts[skip:].sum()),
-        trajectories=list(range(skip, N)), windows=counts[skip:].tolist(), truth=truth[skip:].tolist(),
+        trajectories=list(range(skip, N)), starts=[], windows=counts[skip:].tolist(), truth=truth[skip:].tolist(),
         prediction=[float(g.mean()) for g in guesses[skip:]],
         squared_error=[float(((g - z) ** 2).mean()) for g, z in zip(guesses, truth, strict=True)][skip:],
         absolute_error=[float(abs(units(g) - units(z)).mean()) for g, z in zip(guesses, truth, strict=True)][skip:],
@@ -56,7 +58,7 @@ def test_scores_of_the_sample_are_those_of_torchmetrics(parameter):
 def test_scores_of_a_resample_are_those_of_its_repeated_windows():
     made, guess, truth = row()
     member = np.repeat(range(N), made.windows)
-    counts = draw(N, 20, seed=3)
+    counts = draw(range(N), 20, seed=3)
     found = scores(errors([made], range(N)), counts)
     for r, count in enumerate(counts):
         again = torch.tensor(np.repeat(np.arange(len(member)), count[member].astype(int)))
@@ -84,7 +86,7 @@ def naive(groups, n):
 @pytest.mark.parametrize("seeds", [1, 2, 3])
 def test_the_interval_is_a_loop_over_seeds_and_resamples(seeds):
     made = [row(seed)[0] for seed in range(seeds)]
-    counts = draw(N, 80)
+    counts = draw(range(N), 80)
     found = scores(errors(made, range(N)), counts)["mse"]
     for s, one in enumerate(made):
         for r in range(81):
@@ -112,17 +114,24 @@ def test_an_interval_ends_where_the_number_does():
 
 
 def test_draws_are_seeded_and_the_first_is_the_sample():
-    counts = draw(10, 400, seed=1)
+    counts = draw(range(10), 400, seed=1)
     assert (counts[0] == 1).all() and (counts[1:].sum(1) == 9).all()
-    assert (counts == draw(10, 400, seed=1)).all() and (counts != draw(10, 400, seed=2)).any()
+    assert (counts == draw(range(10), 400, seed=1)).all() and (counts != draw(range(10), 400, seed=2)).any()
     assert abs(counts[1:].mean() - 0.9) < 1e-12 and np.ptp(counts[1:].mean(0)) < 0.3
-    assert (draw(1, 5) == 1).all()
+    assert (draw([0], 5) == 1).all()
+
+
+def test_trajectories_of_one_starting_state_are_drawn_together():
+    counts = draw([0, 1, 0, 3, 1, 0], 300)
+    assert (counts[0] == 1).all() and (counts[:, 0] == counts[:, 2]).all() and (counts[:, 0] == counts[:, 5]).all()
+    assert (counts[1:, [0, 1, 3]].sum(1) == 2).all(), "n - 1 states"
+    assert (counts[:, [0, 1, 3]] == draw(range(3), 300)).all()
 
 
 def test_variance_of_a_mean_of_few_is_unbiased():
     """With n - 1 draws the bootstrap's variance of a mean is s^2 / n exactly, also for three seeds."""
     values = np.array([0.1, 0.4, 0.9])
-    counts = draw(3, 200_000)
+    counts = draw(range(3), 200_000)
     means = counts[1:] @ values / counts[1:].sum(1)
     assert means.var() == pytest.approx(values.var(ddof=1) / 3, rel=0.02)
 
@@ -156,13 +165,13 @@ def coverage(found, truth):
 def test_coverage_is_92_to_98_percent(seeds, errors_of, shares):
     """95 % intervals hold the true error; of one seed, that seed's. Percentiles over three seeds do not."""
     made, off = tables(seeds, SHARES[shares], errors_of, np.random.default_rng(seeds))
-    counts = draw(MANY, 300)
+    counts = draw(range(MANY), 300)
     samples = made @ counts.T / counts.sum(1)
     truth = 5 + (off if seeds == 1 else 0)
     ends = [interval(one, n=MANY) for one in samples]
     assert 0.92 <= coverage([(end.low, end.high) for end in ends], truth) <= 0.98
     if seeds == 3 and shares == "seeds":
-        drawn = draw(3, 300)
+        drawn = draw(range(3), 300)
         old = [np.quantile(((drawn.T * one).sum(0) / drawn.sum(1))[1:], [0.025, 0.975]) for one in samples]
         assert coverage(old, truth) < 0.85
 
@@ -175,7 +184,7 @@ def test_coverage_of_differences_is_92_to_98_percent(seeds, others, shares):
     made, _ = tables(seeds, SHARES[shares], "normal", rng)
     more, off = tables(others, [SHARES[shares][0], 0.2, SHARES[shares][2]], "normal", rng)
     hard = rng.standard_normal((TABLES, 1, MANY))
-    counts = draw(MANY, 300)
+    counts = draw(range(MANY), 300)
     a, b = ((errors + hard) @ counts.T / counts.sum(1) for errors in (made, more))
     ends = [interval(one, -other, n=MANY) for one, other in zip(a, b, strict=True)]
     truth = -off if others == 1 else 0
@@ -185,7 +194,7 @@ def test_coverage_of_differences_is_92_to_98_percent(seeds, others, shares):
 def test_coverage_with_two_parameters_of_the_same_trajectories():
     """Errors of a trajectory's parameters go together; the interval of their average knows it, through rows and all."""
     rng = np.random.default_rng(1)
-    counts, hits = draw(96, 500), 0
+    counts, hits = draw(range(96), 500), 0
     found = errors([row()[0]], range(N))
     for _ in range(300):
         common = rng.exponential(size=96)
@@ -199,6 +208,36 @@ def test_coverage_with_two_parameters_of_the_same_trajectories():
     assert 0.91 <= hits / 300 <= 0.98
 
 
+def test_coverage_where_starting_states_recur_through_rows_and_table():
+    """40 flows under four Schmidt numbers each: 160 trajectories, of which a flow's four share most of their error."""
+    rng = np.random.default_rng(3)
+    flow = np.tile(np.arange(40), 4)
+    truth = np.repeat([-1.5, -0.5, 0.5, 1.5], 40)
+    made = replace(
+        row()[0], n=160, trajectories=[*range(160)], starts=flow.tolist(), windows=[1] * 160, truth=truth.tolist(),
+        prediction=truth.tolist(), squared_error=[1.0] * 160, absolute_error=[0.0] * 160,
+    )  # fmt: skip
+    hits = {"with": 0, "without": 0}
+    for _ in range(300):
+        squared = 0.8 * rng.exponential(size=40)[flow] + 0.2 * rng.exponential(size=160)
+        told = replace(made, squared_error=squared.tolist())
+        for name, one in {"with": told, "without": replace(told, starts=[])}.items():
+            (section,) = table([one], resamples=200)
+            got = next(c for c in section.cells if (c.metric, c.by) == ("mse", "window"))
+            hits[name] += got.low <= 1 <= got.high
+    assert 0.91 <= hits["with"] / 300 <= 0.98
+    assert hits["without"] / 300 < 0.8, "which is why"
+
+
+def test_a_difference_knows_that_starting_states_recur():
+    hard = np.random.default_rng(0).exponential(size=(1, N // 3)).repeat(3, axis=1)
+    starts = np.arange(N // 3).repeat(3) * 3
+    zero = np.zeros((1, N))
+    a, b = (Errors(e, zero, zero, np.ones((1, N))) for e in (hard, hard / 2))
+    got = paired([a], [b], draw(starts, 500), starts)
+    assert got == interval(scores(a, draw(starts, 500))["mse"] / 2, n=N // 3)
+
+
 def test_pairing_narrows_the_interval_and_keeps_the_difference():
     hard = np.linspace(0.1, 3, N)[None] ** 2  # some trajectories are hard for all
 
@@ -206,8 +245,8 @@ def test_pairing_narrows_the_interval_and_keeps_the_difference():
         return type(found)(hard + shift, hard, found.truth, np.ones((1, N)))
 
     found = errors([row()[0]], range(N))
-    counts = draw(N, 2000)
-    got = paired([cell(0.5)], [cell(0.7)], counts)
+    counts = draw(range(N), 2000)
+    got = paired([cell(0.5)], [cell(0.7)], counts, range(N))
     assert got.value == pytest.approx(-0.2) and got.low == pytest.approx(-0.2) and got.high == pytest.approx(-0.2)
     alone = interval(scores(cell(0.5), counts)["mse"], n=N)
     assert alone.high - alone.low > 1
@@ -215,7 +254,7 @@ def test_pairing_narrows_the_interval_and_keeps_the_difference():
 
 def test_pairs_are_of_shared_trajectories():
     whole, part = row(0)[0], row(1, skip=5)[0]
-    got = paired([errors([whole], range(N))], [errors([part], range(N))], draw(N, 10)).value
+    got = paired([errors([whole], range(N))], [errors([part], range(N))], draw(range(N), 10), range(N)).value
     a = np.average(whole.squared_error[5:], weights=whole.windows[5:])
     assert got == pytest.approx(a - np.average(part.squared_error, weights=part.windows))
 
@@ -224,16 +263,16 @@ def test_a_difference_is_the_average_over_parameters():
     names = ("Reynolds", "Schmidt")
     a = [errors([row(seed, p)[0] for seed in range(3)], range(N)) for p in names]
     b = [errors([row(seed, p)[0] for seed in (3, 4)], range(N)) for p in names]
-    counts = draw(N, 30)
+    counts = draw(range(N), 30)
     one, two = (np.mean([scores(found, counts)["mse"] for found in side], axis=0) for side in (a, b))
-    assert paired(a, b, counts) == interval(one, -two, n=N)
-    assert paired(a, b, counts).value == pytest.approx(one[:, 0].mean() - two[:, 0].mean())
+    assert paired(a, b, counts, range(N)) == interval(one, -two, n=N)
+    assert paired(a, b, counts, range(N)).value == pytest.approx(one[:, 0].mean() - two[:, 0].mean())
 
 
 def test_r2_of_equal_truth_is_undefined():
     found = errors([row()[0]], range(N))
     same = type(found)(found.squared, found.absolute, np.full((1, N), 0.3), found.weight)
-    got = interval(scores(same, draw(N, 10))["r2"], n=N)
+    got = interval(scores(same, draw(range(N), 10))["r2"], n=N)
     assert math.isnan(got.value) and math.isnan(got.low) and math.isnan(got.high)
 
 

@@ -70,7 +70,7 @@ def cell(sections, objective, probe, parameter, metric="mse", by="window", minus
 def test_cells_are_those_of_naive_loops():
     made = several(seeds=3)
     sections = table(made, resamples=60)
-    counts = draw(N, 60, 0)
+    counts = draw(range(N), 60, 0)
 
     def samples(objective, parameter):
         of = [r for r in made if (r.objective, r.probe, r.parameter) == (objective, "ridge", parameter)]

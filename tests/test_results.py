@@ -50,6 +50,13 @@ def rows(key="run/ridge", **changes):
     )  # fmt: skip
 
 
+def test_a_row_says_which_of_its_trajectories_start_alike():
+    first = [*range(10)]
+    assert {tuple(row.starts) for row in rows()} == {tuple(row.starts) for row in rows(starts=first)} == {()}
+    first[9] = 7
+    assert [row.starts for row in rows(starts=first)] == [[3, 7, 7]] * 2
+
+
 def test_rows_equal_loops_over_windows():
     prediction, truth, trajectory = windows()
     for p, row in enumerate(rows()):

@@ -11,6 +11,8 @@ from physrep.data.shear_flow import ShearFlow
 from physrep.data.splits import OUT, TEST, TRAIN, VALID, extrapolate, holdout, labelled, share_out, together
 from physrep.data.starts import starts
 from physrep.errors import UserError
+from physrep.results import read
+from physrep.tables import table
 
 GRID = np.array([(a, b) for a in range(4) for b in range(7) for _ in range(5)], float)
 
@@ -157,10 +159,37 @@ def test_a_shared_state_is_caught_or_said(own_datasets):
             target[name][1, 0] = source[name][2, 0]
     options = {"root": str(own_datasets), "name": "shear_flow_tiny", "frames": 8}
     assert ShearFlow(**options).shared == 1
+    assert ShearFlow(**options).recurring("test") == [*range(12)]
     with pytest.raises(UserError, match="1 start from states that train has"):
         _ = type("Own", (ShearFlow,), {"shared_starts": False})(**options).shared
     data = ShearFlow(**options, split="holdout")
     assert data.shared == 0
+    for split in ("train", "valid", "test"):
+        assert len(data.recurring(split)) == data.splits[split].trajectories
+
+
+def test_states_that_recur_in_test_are_drawn_together(own_datasets, tmp_path):
+    """One flow under two Schmidt numbers: rows say which trajectories, and the table's interval counts flows."""
+    test = own_datasets / "shear_flow_tiny" / "data" / "test"
+    with (
+        h5py.File(test / "shear_flow_Reynolds_100_Schmidt_0.5.hdf5") as source,
+        h5py.File(test / "shear_flow_Reynolds_100_Schmidt_2.hdf5", "r+") as target,
+    ):
+        target["t1_fields/velocity"][0, 0] = source["t1_fields/velocity"][1, 0]
+        target["t0_fields/tracer"][0, 0] = source["t0_fields/tracer"][1, 0]
+    data = ShearFlow(root=str(own_datasets), name="shear_flow_tiny", frames=8)
+    first, again = (
+        [i for i, theta in enumerate(data.files("test").theta(["Reynolds", "Schmidt"])) if tuple(theta) == of][n]
+        for n, of in ((1, (100, 0.5)), (0, (100, 2)))
+    )
+    assert data.recurring("test") == [first if i == again else i for i in range(12)]
+    cfg = [f"data.root={own_datasets}", f"runs={tmp_path}", "controls=[mean]", "probe=ridge", "data.frames=8"]
+    probe.main(["data=shear_flow_tiny", *cfg])
+    rows = read(tmp_path / "dev" / "results.jsonl")
+    assert {tuple(row.starts) for row in rows} == {tuple(data.recurring("test"))}
+    (section,) = table(rows, resamples=20)
+    assert "over the 11 states that trajectories start from" in " ".join(section.notes)
+    assert "11 starting states are few" in " ".join(section.notes)
 
 
 def test_a_probe_that_looks_at_test_is_caught(datasets, tmp_path, monkeypatch):
