@@ -78,8 +78,7 @@ class VisionTransformer(Encoder):
     def embed(self, clip: Tensor) -> Tensor:
         """Return every tubelet of a clip embedded, with its position, [B, N, D]; index over (t, h, w)."""
         grid = self.grid(clip)
-        embedded: Tensor = self.patch(clip)
-        return embedded.flatten(2).transpose(1, 2) + self._table(grid)
+        return self._linear(cells(clip, self.cell).flatten(1, 3)) + self._table(grid)
 
     def attend(self, tokens: Tensor) -> Tensor:
         """Return tokens [B, M, D] after all blocks and the final norm; in any order and number."""
@@ -94,9 +93,11 @@ class VisionTransformer(Encoder):
         It equals `attend(embed(clip)[keep])`, and embeds only what is seen.
         """
         grid = self.grid(clip)
-        seen = pick(clip, self.cell, keep).flatten(2)
-        embedded = F.linear(seen, self.patch.weight.flatten(1), self.patch.bias)
-        return self.attend(embedded + self._table(grid)[keep])
+        return self.attend(self._linear(pick(clip, self.cell, keep)) + self._table(grid)[keep])
+
+    def _linear(self, tubelets: Tensor) -> Tensor:
+        """Apply the patch embedding to tubelets [B, M, C, dt, dh, dw], [B, M, D]: on a CPU a convolution takes longer."""
+        return F.linear(tubelets.flatten(2), self.patch.weight.flatten(1), self.patch.bias)
 
     def _names(self, state: State) -> State:
         if self.positions != "sinusoid" and any(name.endswith(".q_bias") for name in state):
