@@ -46,7 +46,7 @@ def drawn(section: Section) -> dict[str, tuple[Callable[[Section], Figure], str]
                                "its bar the deviation over its windows; black is their median.")  # fmt: skip
     if len({row.labels for row in section.rows if not row.layer}) > 1:
         made["efficiency"] = (efficiency, "Error against the share of labelled trajectories, with 95 % intervals.")
-    if len({(row.objective, row.encoder) for row in rows if row.cost.get("windows")}) > 1:
+    if rows and len({*_spent(section)[1].values()}) > 1:
         made["budget"] = (budget, "Error against what pretraining took, with 95 % intervals.")
     if any(row.plane for row in rows):
         made["embedding"] = (
@@ -233,21 +233,26 @@ def efficiency(section: Section) -> Figure:
     return figure
 
 
-def budget(section: Section) -> Figure:
-    """Draw MSE by window against seconds of pretraining, or windows seen where devices differ, an axis a probe.
+def _spent(section: Section) -> tuple[str, dict[Label, float]]:
+    """Return what pretraining took, for all that had some: seconds, or where devices differ windows seen."""
+    one = len({row.cost["device"] for row in section.rows if row.cost.get("windows")}) == 1
+    metric, said = ("seconds", "seconds of pretraining") if one else ("windows", "windows seen in pretraining")
+    took, seen = (
+        {(c.objective, c.encoder): c.value for c in section.cells if (c.by, c.metric) == ("run", name)}
+        for name in (metric, "windows")
+    )
+    return said, {label: took[label] for label, windows in seen.items() if windows}
 
-    What took no pretraining is a line.
-    """
+
+def budget(section: Section) -> Figure:
+    """Draw MSE by window against what pretraining took (`_spent`), an axis a probe; what took none is a line."""
     import matplotlib as mpl
 
     cells = {(label, probe): cell for (label, probe, labels), cell in _averages(section).items() if labels == 1}
-    one = len({row.cost["device"] for row in section.rows if row.cost.get("windows")}) == 1
-    metric, said = ("seconds", "seconds of pretraining") if one else ("windows", "windows seen in pretraining")
-    spent = {(c.objective, c.encoder): c.value for c in section.cells if c.by == "run" and c.metric == metric}
-    seen = {(c.objective, c.encoder): c.value for c in section.cells if c.by == "run" and c.metric == "windows"}
+    said, spent = _spent(section)
     probes = sorted({probe for _, probe in cells})
     labels = sorted({label for label, _ in cells}, key=lambda label: order(*label))
-    learned = [label for label in labels if seen.get(label)]
+    learned = [label for label in labels if label in spent]
     with mpl.rc_context(STYLE):
         figure, axes = _beside(section, probes, "MSE by window")
         for axis, probe in zip(axes, probes, strict=True):

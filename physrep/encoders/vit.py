@@ -96,7 +96,7 @@ class VisionTransformer(Encoder):
         return self.attend(self._linear(pick(clip, self.cell, keep)) + self._table(grid)[keep])
 
     def _linear(self, tubelets: Tensor) -> Tensor:
-        """Apply the patch embedding to tubelets [B, M, C, dt, dh, dw], [B, M, D]: on a CPU a convolution takes longer."""
+        """Embed tubelets [B, M, C, dt, dh, dw], [B, M, D]; on a CPU a convolution takes longer."""
         return F.linear(tubelets.flatten(2), self.patch.weight.flatten(1), self.patch.bias)
 
     def _names(self, state: State) -> State:
