@@ -57,6 +57,14 @@ class Layer(NamedTuple):
 
 def compose(argv: Sequence[str], base: str = "config") -> DictConfig:
     """Compose conf/<base>.yaml, its groups, the experiment and the command line, and check it all; raises UserError."""
+    held, origins = _layered(argv, base)
+    cfg = OmegaConf.create(held)
+    check(cfg, origins)
+    return cfg
+
+
+def _layered(argv: Sequence[str], base: str) -> tuple[dict[str, Any], list[tuple[Key, str]]]:
+    """Return a composition in plain containers, not yet checked, and which file set which key; raises UserError."""
     bottom = _base(base)
     groups = bottom.content.pop("groups", {})
     pairs = [_pair(argument) for argument in argv]
@@ -84,17 +92,15 @@ def compose(argv: Sequence[str], base: str = "config") -> DictConfig:
             for file, content in _choice(group, name, where, preset):
                 layers.append(Layer(file, {group: {name: content} if many else content}))
 
-    cfg = OmegaConf.create({})
-    cfg.merge_with(*(layer.content for layer in layers))
+    held: dict[str, Any] = functools.reduce(_merged, (layer.content for layer in layers), {})
     origins = [(key, layer.where) for layer in layers for key, _ in _leaves(layer.content)]
     for key, value, where in changes:
-        _admit(_plain(cfg), key, value, where)
-        _told(f"{where}{_dotted(key)}: ", OmegaConf.update, cfg, _dotted(key), value, force_add=True)
+        _admit(held, key, value, where)
+        _set(held, key, value, where)
         origins.append((key, where))
     if groups:
-        cfg.choices = chosen
-    check(cfg, origins)
-    return cfg
+        held["choices"] = chosen
+    return held, origins
 
 
 def _experiment(name: Any, composes: bool) -> Layer:
@@ -145,6 +151,28 @@ def _admit(cfg: Any, key: Key, value: Any, where: str) -> None:
     free = inside or old is None or old == "???" or any("${" in text for text in texts) or key == ("preset",)
     if not free and kind_of(value) not in SCALARS.get(kind_of(old), kind_of(old)).split():
         raise UserError(f"{where}{_dotted(key)}={_show(value)}: expected {kind_of(old)}, got {kind_of(value)}")
+
+
+def _set(held: Any, key: Key, value: Any, where: str) -> None:
+    """Set what lies under a key, with the mappings on the way; UserError where a list has no such place."""
+    for depth, part in enumerate(key):
+        if isinstance(held, list) and part not in _members(held):
+            name = _dotted(key[:depth])
+            raise UserError(f"{where}{_dotted(key)}: {name} has {len(held)} values; give all anew: {name}=[...]")
+        place: Any = int(part) if isinstance(held, list) else part
+        if depth == len(key) - 1:
+            held[place] = value
+            return
+        if not isinstance(_members(held).get(part), (dict, list)):
+            held[place] = {}
+        held = held[place]
+
+
+def _merged(under: Any, over: Any) -> Any:
+    """Return a mapping with another laid over it, nested ones key by key; anything else replaces what was there."""
+    if not (isinstance(under, dict) and isinstance(over, dict)):
+        return over
+    return under | {name: _merged(under.get(name), value) for name, value in over.items()}
 
 
 def _pair(argument: str) -> tuple[str, Any]:
@@ -295,8 +323,8 @@ def run_name(cfg: DictConfig, base: str = "config") -> str:
 def changes(cfg: DictConfig, base: str = "config") -> dict[str, str]:
     """Return what shapes a run beside its choices, experiment and seed: `noise=0.3` by key, as short as it is clear."""
     given = {**cfg.choices, **{key: cfg[key] for key in ("experiment", "preset", "seed", "allow") if key in cfg}}
-    usual = compose([f"{key}={_show(_plain(value))}" for key, value in given.items()], base)
-    before, after = (dict(_leaves(_plain(each))) for each in (usual, cfg))
+    usual, _ = _layered([f"{key}={_show(_plain(value))}" for key, value in given.items()], base)
+    before, after = (dict(_leaves(each)) for each in (usual, _plain(cfg)))
     changed = [key for key in sorted(after) if _shapes(key) and before.get(key, ...) != after[key]]
     return {_dotted(key): f"{_short(key, after)}={_show(after[key])}" for key in changed}
 

@@ -346,7 +346,7 @@ def test_the_current_directory_goes_before_the_package(place, monkeypatch):
         ("choices.data=winds", "choices: no such key; there is"),
         ("probe.dep.size=1", "probe.dep: no such key; did you mean deep or ridge?"),
         ("encoder.depht=3", "encoder.depht: no such key of toy.models.Net; did you mean depth?"),
-        ("encoder.sizes[7]=3", "encoder.sizes[7]: list index out of range"),
+        ("encoder.sizes[7]=3", "encoder.sizes[7]: encoder.sizes has 3 values; give all anew: encoder.sizes=[...]"),
         ("objective.sim_coef=2", "objective.sim_coef: no such key of toy.models.Plan; did you mean sim?"),
         ("objective.fixed=2", "objective.fixed: no such key of toy.models.Plan; there is betas, lr, net, sim, steps"),
         ("objective.net.depth=5", "objective.net.depth: objective.net is ${encoder}; set encoder.depth"),
