@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,12 @@ def opened(path: Path) -> Iterator[h5py.File]:
 
 def read_header(path: Path) -> Header:
     """Read and check one file's description, without reading a field. Raises UserError naming what is missing."""
+    state = path.stat() if path.exists() else None
+    return _read_header(path, state and (state.st_mtime_ns, state.st_size))
+
+
+@lru_cache(maxsize=10_000)  # probes of many runs read the same files
+def _read_header(path: Path, state: tuple[int, int] | None) -> Header:
     with opened(path) as file:
         for group in ("dimensions", "scalars", "t0_fields", "t1_fields", "t2_fields"):
             if group not in file:
