@@ -264,12 +264,13 @@ def _score(subject: Subject, asked: DictConfig, known: set[str], results: Path, 
             continue
         print(f"{said}: {name}", file=sys.stderr, flush=True)
         shared, starts, data.sealed = data.shared, data.recurring("test"), True
-        where: dict[str, Any] = {"plane": None, "space": {}}
+        about: dict[str, Any] = {"plane": None, "space": {}, "cost": subject.cost}
         if probe.needs == "clips":
             own = tuned_on(cfg, data.labels)
             predictor = probe.fit(source.model, own)
             own.sealed = data.sealed = False
             predicted, test = predictor.predict("test")
+            about["cost"] = {**subject.cost, name: predictor.cost}
         else:
             predictor = probe.fit(*(features(split).of(data.labelled(split).tolist()) for split in SPLITS[:2]))
             data.sealed = False
@@ -277,8 +278,8 @@ def _score(subject: Subject, asked: DictConfig, known: set[str], results: Path, 
             predicted = predictor(test)
             spread = zip(("between", "within"), between_within(test.pooled, test.trajectory), strict=True)
             space = {"rank": effective_rank(test.pooled), **dict(spread)}
-            where["space"] = {name: float(f"{x:.6g}") for name, x in space.items() if math.isfinite(x)}
-            where["plane"] = plane(features("train"), test)
+            about["space"] = {name: float(f"{x:.6g}") for name, x in space.items() if math.isfinite(x)}
+            about["plane"] = plane(features("train"), test)
         rows = make_rows(
             predicted, test.theta, test.trajectory,
             scales=data.scales,
@@ -286,7 +287,7 @@ def _score(subject: Subject, asked: DictConfig, known: set[str], results: Path, 
             data=data.name, objective=source.objective, encoder=source.encoder, variant=subject.variant,
             probe=setting_of(name, argv), seed=cfg.seed,
             splits=data.split, split="test", shared=shared, starts=starts, labels=float(data.labels),
-            layer=source.layer, **where, cost=subject.cost, run=subject.run, config=config_hash(cfg), commit=commit(),
+            layer=source.layer, **about, run=subject.run, config=config_hash(cfg), commit=commit(),
             fingerprint=data.fingerprint, step=subject.step, chosen=predictor.chosen, key=key, setting=setting,
         )  # fmt: skip
         made += append(results, rows)

@@ -56,7 +56,7 @@ class Row:
     absolute_error: list[float]  # physical units, mean over the trajectory's windows
     plane: list[list[float]]  # means of the features along train's two principal components; [] of none
     space: dict[str, Any]  # rank (effective) of the split's features, std of them between and within trajectories
-    cost: dict[str, Any]  # of pretraining: the encoder's weights, windows seen, seconds, on what
+    cost: dict[str, Any]  # of pretraining: the encoder's weights, windows seen, seconds, on what; of finetune its own
     run: str
     config: str
     commit: str

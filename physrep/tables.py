@@ -289,6 +289,16 @@ def _doubts(rows: Sequence[Row], ids: Sequence[int], starts: Sequence[int]) -> I
         yield f"no rows (–) for {'; '.join(sorted(missing))}"
 
 
+def _tuned(rows: Sequence[Row]) -> str:
+    """Say that fine-tuning trains encoders, and for how long."""
+    if not any(row.probe.startswith(UNFROZEN) for row in rows):
+        return ""
+    spent = [row.cost[UNFROZEN] for row in rows if UNFROZEN in row.cost]
+    windows = " or ".join(f"{n:,}" for n in sorted({each["windows"] for each in spent}))
+    took = f", on {windows} windows in {np.median([each['seconds'] for each in spent]):.0f} s (median)" if spent else ""
+    return f" {UNFROZEN} trains the encoder too{took}."
+
+
 def _by_value(rows: Iterable[Row]) -> dict[str, list[str]]:
     """Return who saw so many windows in pretraining, by how many."""
     found: dict[int, set[str]] = defaultdict(set)
@@ -332,7 +342,7 @@ def _notes(
         f"Commit: {', '.join(commits) or 'unknown'}.",
         f"Standardised by the train split: {'; '.join(ways)}.",
         f"Probes are fitted on train and choose everything on valid; {row.split} is scored once."
-        + (f" {UNFROZEN} trains the encoder too." if any(row.probe.startswith(UNFROZEN) for row in rows) else ""),
+        + _tuned(rows),
     ]
     if any(row.labels < 1 for row in rows):
         notes.append("Label efficiency: probes are told the parameters of a share of train's and valid's trajectories, "

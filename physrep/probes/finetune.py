@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import sys
+import time
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -51,6 +52,7 @@ class FineTune:
 
     def fit(self, frozen: Frozen, data: WellDataModule) -> Tuned:
         """Fine-tune a copy of a run's model on train and select the step on valid. UserError if it diverges."""
+        began = time.perf_counter()
         with quiet(), torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
             model = Model(frozen, len(data.scales), self.plan, self.warmup)
@@ -71,7 +73,8 @@ class FineTune:
         if not math.isfinite(model.chosen["valid_mse"]):
             raise UserError(f"probe.lr: fine-tuning has diverged with {self.plan['lr']}; lower it")
         model.load_state_dict(model.best)
-        return Tuned(model.eval().to(device()), data, model.chosen)
+        spent = {"windows": self.steps * data.batch_size, "seconds": round(time.perf_counter() - began, 1)}
+        return Tuned(model.eval().to(device()), data, model.chosen, spent)
 
 
 class Model(LightningModule):
@@ -127,11 +130,12 @@ class Model(LightningModule):
 
 @dataclass(frozen=True, eq=False)
 class Tuned:
-    """A fine-tuned model, the data it was tuned on, and what was chosen on valid."""
+    """A fine-tuned model, the data it was tuned on, what was chosen on valid, and what tuning took."""
 
     model: Model
     data: WellDataModule
     chosen: dict[str, Any]
+    cost: dict[str, float]
 
     def predict(self, split: str) -> tuple[Tensor, Features]:
         """Return predictions [M, P] for the windows of a split, and their parameters and trajectories as features."""
