@@ -92,7 +92,9 @@ def _layered(argv: Sequence[str], base: str) -> tuple[dict[str, Any], list[tuple
             for file, content in _choice(group, name, where, preset):
                 layers.append(Layer(file, {group: {name: content} if many else content}))
 
-    held: dict[str, Any] = functools.reduce(_merged, (layer.content for layer in layers), {})
+    held: dict[str, Any] = {}
+    for layer in layers:
+        held = _merged(held, layer.content, layer.where)
     origins = [(key, layer.where) for layer in layers for key, _ in _leaves(layer.content)]
     for key, value, where in changes:
         _admit(held, key, value, where)
@@ -161,18 +163,24 @@ def _set(held: Any, key: Key, value: Any, where: str) -> None:
             raise UserError(f"{where}{_dotted(key)}: {name} has {len(held)} values; give all anew: {name}=[...]")
         place: Any = int(part) if isinstance(held, list) else part
         if depth == len(key) - 1:
-            held[place] = value
+            held[place] = _merged(_members(held).get(part), value, where, key)
             return
         if not isinstance(_members(held).get(part), (dict, list)):
             held[place] = {}
         held = held[place]
 
 
-def _merged(under: Any, over: Any) -> Any:
-    """Return a mapping with another laid over it, nested ones key by key; anything else replaces what was there."""
-    if not (isinstance(under, dict) and isinstance(over, dict)):
+def _merged(under: Any, over: Any, where: str, key: Key = ()) -> Any:
+    """Return a mapping with another laid over it, nested ones key by key; anything else replaces what was there.
+
+    Raises UserError for a mapping over an interpolation, of which it would hide the rest.
+    """
+    if not isinstance(over, dict):
         return over
-    return under | {name: _merged(under.get(name), value) for name, value in over.items()}
+    if isinstance(under, str) and "${" in under:
+        raise UserError(f"{where}{_dotted(key)}: is {under}; set what that names, or all of it anew under another key")
+    under = under if isinstance(under, dict) else {}
+    return under | {name: _merged(under.get(name), value, where, (*key, str(name))) for name, value in over.items()}
 
 
 def _pair(argument: str) -> tuple[str, Any]:

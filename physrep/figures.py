@@ -46,7 +46,7 @@ def drawn(section: Section) -> dict[str, tuple[Callable[[Section], Figure], str]
                                "its bar the deviation over its windows; black is their median.")  # fmt: skip
     if len({row.labels for row in section.rows if not row.layer}) > 1:
         made["efficiency"] = (efficiency, "Error against the share of labelled trajectories, with 95 % intervals.")
-    if rows and len({*_spent(section)[1].values()}) > 1:
+    if len({*_spent(section)[1].values()}) > 1:
         made["budget"] = (budget, "Error against what pretraining took, with 95 % intervals.")
     if any(row.plane for row in rows):
         made["embedding"] = (
@@ -234,14 +234,15 @@ def efficiency(section: Section) -> Figure:
 
 
 def _spent(section: Section) -> tuple[str, dict[Label, float]]:
-    """Return what pretraining took, for all that had some: seconds, or where devices differ windows seen."""
+    """Return what pretraining took, for all in the main table: seconds, or windows seen where devices differ."""
     one = len({row.cost["device"] for row in section.rows if row.cost.get("windows")}) == 1
     metric, said = ("seconds", "seconds of pretraining") if one else ("windows", "windows seen in pretraining")
     took, seen = (
         {(c.objective, c.encoder): c.value for c in section.cells if (c.by, c.metric) == ("run", name)}
         for name in (metric, "windows")
     )
-    return said, {label: took[label] for label, windows in seen.items() if windows}
+    drawn = {(row.objective, row.encoder) for row in section.rows if plain(row)}
+    return said, {label: took[label] for label, windows in seen.items() if windows and label in drawn}
 
 
 def budget(section: Section) -> Figure:

@@ -90,6 +90,17 @@ def draw(starts: Sequence[int], resamples: int, seed: int = 0) -> Array:
     return np.concatenate([np.ones((1, n)), counts])[:, member]
 
 
+def common(cells: Sequence[Errors]) -> Array:
+    """Return for each trajectory 1 where all seeds of all cells have it and else 0, [N]."""
+    there: Array = np.prod([(found.weight > 0).all(0) for found in cells], axis=0)
+    return there
+
+
+def states(cells: Sequence[Errors], starts: Sequence[int]) -> int:
+    """Return how many states the trajectories start from that all seeds of all cells have; `starts` [N] are of all."""
+    return len(set(np.array(starts)[common(cells) > 0].tolist()))
+
+
 def interval(*groups: Array, n: int, within: tuple[float, float] = (-np.inf, np.inf), level: float = 0.95) -> Interval:
     """Return the sum of the groups' means over seeds with its interval over seeds and trajectories, cut to `within`.
 
@@ -97,11 +108,12 @@ def interval(*groups: Array, n: int, within: tuple[float, float] = (-np.inf, np.
     groups share, which start from n states. Two distances from the value are added in quadrature (MOVER: Zou and
     Donner 2008). Of trajectories: to the percentiles, which are skewed as errors are. Of seeds: their standard error,
     less what the draws explain of it, times Student's t at Satterthwaite's (1946) degrees of freedom, S - 1 for one
-    group; one seed has none, and the interval is of trajectories alone.
+    group; one seed has none, and the interval is of trajectories alone. One state allows of no interval: its ends are
+    NaN.
     """
     value = float(sum(group[:, 0].mean() for group in groups))
     defined = np.isfinite(sum(group.sum(0) for group in groups))
-    if not defined[0] or not defined[1:].any():
+    if n < 2 or not defined[0] or not defined[1:].any():
         return Interval(value, np.nan, np.nan)
     drawn = [group[:, 1:][:, defined[1:]] for group in groups]
     normal = NormalDist().inv_cdf((1 + level) / 2)
@@ -138,9 +150,9 @@ def paired(a: Sequence[Errors], b: Sequence[Errors], counts: Array, starts: Sequ
 
     The same draws [1 + R, N] of trajectories that begin in `starts` serve both sides, whose seeds are no pairs.
     """
-    shared = np.prod([(found.weight > 0).all(0) for found in (*a, *b)], axis=0)
+    shared = common([*a, *b])
     one, two = (np.mean([scores(found, counts * shared)["mse"] for found in cell], axis=0) for cell in (a, b))
-    return interval(one, -two, n=len(set(np.array(starts)[shared > 0].tolist())))
+    return interval(one, -two, n=states([*a, *b], starts))
 
 
 def effective_rank(x: Tensor) -> Tensor:

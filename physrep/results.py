@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -48,7 +48,6 @@ class Row:
     value: float  # "mse": mean over windows of the squared error of z; predicting the mean scores 1
     n: int  # windows
     trajectories: list[int]
-    starts: list[int]  # the first trajectory of the split with each one's starting state; [] where all differ
     windows: list[int]
     truth: list[float]  # z
     prediction: list[float]  # z, mean over the trajectory's windows
@@ -65,6 +64,8 @@ class Row:
     chosen: dict[str, Any]
     key: str
     setting: str = ""  # digest of the probe's options and code; "" in rows that are older than this field
+    starts: list[int] = field(default_factory=list)
+    """for each trajectory the first of the split with its starting state; [] where all differ, and in older rows"""
 
     def __post_init__(self) -> None:
         for name, hint in _hints().items():

@@ -12,7 +12,7 @@ from itertools import compress
 import numpy as np
 
 from physrep import published
-from physrep.metrics import BOUNDS, draw, errors, interval, paired, scores
+from physrep.metrics import BOUNDS, draw, errors, interval, paired, scores, states
 from physrep.results import Row
 
 FIRST = ("mean", "statistics", "random", "supervised")  # controls head a table, the others follow by name
@@ -20,7 +20,7 @@ CONTROLS = FIRST[:3]  # which every table needs
 BASELINES = ("random",)
 AVERAGE = "average"
 UNFROZEN = "finetune"
-FEW = 24  # trajectories, under which a bootstrap's intervals are known to be too narrow
+FEW = 24  # starting states, under which a bootstrap's intervals are known to be too narrow
 NAMES = {"mse": "MSE", "r2": "R2", "mae": "MAE"}
 COST = {"weights": "encoder weights", "steps": "optimiser steps", "windows": "windows seen", "seconds": "seconds"}
 SPACE = {"rank": "effective rank", "between": "std between trajectories", "within": "std within"}
@@ -178,7 +178,7 @@ def _cells(
     seed: int,
     baselines: Sequence[str],
 ) -> Iterator[Cell]:
-    counts, n = draw(starts, resamples, seed), len(set(starts))
+    counts = draw(starts, resamples, seed)
     parameters = sorted({row.parameter for row in rows})
     places: dict[Place, dict[str, list[Row]]] = defaultdict(lambda: {name: [] for name in parameters})
     for row in rows:
@@ -189,7 +189,8 @@ def _cells(
         for name, found in column.items():
             about, seeds = (*place, name), len(found[0])
             for by in ("window", "trajectory"):
-                samples = [scores(errors(some, ids, by), counts) for some in found]
+                wrong = [errors(some, ids, by) for some in found]
+                samples, n = [scores(each, counts) for each in wrong], states(wrong, starts)
                 for metric, within in BOUNDS.items():
                     if (name, metric) != (AVERAGE, "mae"):  # of different units
                         mean = np.mean([sample[metric] for sample in samples], axis=0)
@@ -264,10 +265,11 @@ def _doubts(rows: Sequence[Row], ids: Sequence[int], starts: Sequence[int]) -> I
     if rows[0].splits != "well":
         truth = {row.parameter: dict(zip(row.trajectories, row.truth, strict=True)) for row in rows}
         held = len({tuple(each.get(i) for each in truth.values()) for i in ids})
-        yield f"{len(ids)} trajectories of test have {held} combinations of parameters; intervals know only the former"
+        yield (f"{len(ids)} trajectories of test have {held} combinations of parameters; intervals are over the states "
+               "that they start from alone")  # fmt: skip
     if (n := len(set(starts))) < FEW:
-        what = "trajectories" if n == len(ids) else "starting states"
-        yield f"{n} {what} are few, so that intervals are too narrow"
+        what = "trajectories are" if n == len(ids) else "starting states are" if n > 1 else "starting state is"
+        yield f"{n} {what} few, so that intervals are too narrow" if n > 1 else f"{n} {what} too few for intervals"
     if shared := max(row.shared for row in rows):
         yield (f"{shared} of {rows[0].split}'s {len(ids)} trajectories start from a state that train has, too: "
                "scores are optimistic")  # fmt: skip
@@ -341,8 +343,7 @@ def _notes(
         f"Encoder: {', '.join(encoders) or 'none'}. Checkpoint at step: {each('step')}. Seeds: {each('seed')}. "
         f"Commit: {', '.join(commits) or 'unknown'}.",
         f"Standardised by the train split: {'; '.join(ways)}.",
-        f"Probes are fitted on train and choose everything on valid; {row.split} is scored once."
-        + _tuned(rows),
+        f"Probes are fitted on train and choose everything on valid; {row.split} is scored once." + _tuned(rows),
     ]
     if any(row.labels < 1 for row in rows):
         notes.append("Label efficiency: probes are told the parameters of a share of train's and valid's trajectories, "

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import re
@@ -14,7 +15,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from physrep import config, signatures
-from physrep.config import build, check, cli, compose, config_hash, diff, grid, run_name
+from physrep.config import _merged, build, check, cli, compose, config_hash, diff, grid, run_name
 from physrep.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -267,6 +268,30 @@ def test_values_of_the_command_line(argument, key, value):
 def test_later_overrides_see_earlier_ones():
     cfg = compose(["encoder.nets=[{_target_: toy.models.Net}]", "encoder.nets[0].depth=3"])
     assert cfg.encoder.nets[0].depth == 3
+
+
+@pytest.mark.parametrize(
+    ("under", "over", "want"),
+    [
+        ({"a": {"b": 1, "c": 2}}, {"a": {"c": {"d": 3}}}, {"a": {"b": 1, "c": {"d": 3}}}),
+        ({"a": {"b": 1}}, {"a": {}}, {"a": {"b": 1}}),
+        ({"a": {"b": 1}}, {"a": None}, {"a": None}),
+        ({"a": None}, {"a": {"b": 1}}, {"a": {"b": 1}}),
+        ({"a": [1, 2, 3]}, {"a": [4]}, {"a": [4]}),
+        ({"a": {"b": 1}}, {"a": "${e}"}, {"a": "${e}"}),
+    ],
+)
+def test_layers_are_laid_over_one_another(under, over, want):
+    before = copy.deepcopy(under)
+    assert _merged(under, over, "") == want
+    assert under == before
+    assert OmegaConf.to_container(OmegaConf.merge(under, over)) == want, "as OmegaConf has it"
+
+
+def test_a_mapping_over_an_interpolation_is_refused():
+    """OmegaConf lays it over what that names; in plain containers it would hide the rest."""
+    with pytest.raises(UserError, match=r"conf/x\.yaml: a\.b: is \$\{e\}; set what that names"):
+        _merged({"a": {"b": "${e}"}}, {"a": {"b": {"c": 1}}}, "conf/x.yaml: ")
 
 
 def test_presets():

@@ -22,6 +22,11 @@ def test_the_table_is_a_function_of_the_rows(folder):
     assert all((folder / name).stat().st_size > 10_000 for some in names for name in some)
 
 
+def test_all_committed_rows_can_be_read():
+    files = sorted(Path("experiments").glob("*/*.jsonl"))
+    assert len(files) > len(FOLDERS) and all(map(read, files))
+
+
 def test_the_readme_shows_the_demos_table():
     lines = (Path("experiments/demo/table.md").read_text()).splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("| objective"))

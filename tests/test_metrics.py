@@ -7,7 +7,18 @@ import torch
 from scipy import stats
 from torchmetrics.functional import mean_absolute_error, mean_squared_error, r2_score
 
-from physrep.metrics import Errors, between_within, draw, effective_rank, errors, interval, paired, scores, student
+from physrep.metrics import (
+    Errors,
+    between_within,
+    draw,
+    effective_rank,
+    errors,
+    interval,
+    paired,
+    scores,
+    states,
+    student,
+)
 from physrep.results import Row, inverse
 from physrep.tables import table
 
@@ -227,6 +238,36 @@ def test_coverage_where_starting_states_recur_through_rows_and_table():
             hits[name] += got.low <= 1 <= got.high
     assert 0.91 <= hits["with"] / 300 <= 0.98
     assert hits["without"] / 300 < 0.8, "which is why"
+
+
+def test_one_starting_state_allows_of_no_interval():
+    same = [0] * N
+    found = errors([row()[0]], range(N))
+    got = interval(scores(found, draw(same, 50))["mse"], n=1)
+    assert got.value > 0 and math.isnan(got.low) and math.isnan(got.high)
+    got = paired([found], [errors([row(1)[0]], range(N))], draw(same, 50), same)
+    assert math.isnan(got.low) and math.isnan(got.high)
+    (section,) = table([replace(row()[0], plane=[], starts=same)], resamples=20)
+    assert all(math.isnan(c.low) for c in section.cells) and "1 starting state is too few" in " ".join(section.notes)
+
+
+def test_states_count_where_all_have_trajectories():
+    """Three trajectories a state: one objective lacks the first two states, another begins amid the second."""
+    starts = (np.arange(N) // 3 * 3).tolist()
+    whole, some, fewer = row(0)[0], row(1, skip=6)[0], row(2, skip=4)[0]
+    one, two, three = (errors([each], range(N)) for each in (whole, some, fewer))
+    assert [states([each], starts) for each in (one, two, three)] == [4, 2, 3]
+    assert states([one, two, three], starts) == 2
+    told = [replace(each, starts=starts[-len(each.trajectories) :], objective=name, encoder="")
+            for name, each in {"random": whole, "jepa": some, "views": fewer}.items()]  # fmt: skip
+    (section,) = table(told, resamples=40)
+    cells = {(c.objective, c.minus): c for c in section.cells if (c.metric, c.by) == ("mse", "window")}
+    counts = draw(starts, 40)
+    for name, each, n in (("random", one, 4), ("jepa", two, 2), ("views", three, 3)):
+        want = interval(scores(each, counts)["mse"], n=n, within=(0, np.inf))
+        assert (cells[name, ""].low, cells[name, ""].high) == (want.low, want.high)
+    got, want = cells["views", "random"], paired([three], [one], counts, starts)
+    assert (got.low, got.high) == (want.low, want.high)
 
 
 def test_a_difference_knows_that_starting_states_recur():

@@ -759,6 +759,8 @@ def test_figures_are_drawn_of_what_there_is():
     assert names(wide()) == ["predictions", "efficiency", "budget", "embedding"]
     assert names(several(["random", "jepa"])) == ["predictions", "embedding"]  # one objective has a budget
     assert names(rows(layer="stage1")) == []
+    shares = [*several(["random"]), *rows("jepa", labels=0.1), *rows("vicreg", labels=0.1)]
+    assert names(shares) == ["predictions", "efficiency", "embedding"]  # nothing learned is told all labels
 
 
 def test_curves_of_label_efficiency_pass_through_the_cells():

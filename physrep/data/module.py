@@ -39,7 +39,7 @@ class Batch(TypedDict):
     theta: Tensor
     """[B, P] standardised physical parameters"""
     trajectory: Tensor
-    """[B] int64, the unit of independence"""
+    """[B] int64, its number in the split"""
 
 
 class WellDataModule(LightningDataModule):

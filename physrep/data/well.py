@@ -87,12 +87,20 @@ def opened(path: Path) -> Iterator[h5py.File]:
 
 def read_header(path: Path) -> Header:
     """Read and check one file's description, without reading a field. Raises UserError naming what is missing."""
-    state = path.stat() if path.exists() else None
-    return _read_header(path, state and (state.st_mtime_ns, state.st_size))
+    return _read_header(path, version(path))
+
+
+def version(path: Path) -> tuple[str | int, ...]:
+    """Return what changes with a file: what was read of it holds as long as this is the same. UserError without one."""
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; download or simulate it again") from error
+    return str(path.absolute()), state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
 
 @lru_cache(maxsize=10_000)  # probes of many runs read the same files
-def _read_header(path: Path, state: tuple[int, int] | None) -> Header:
+def _read_header(path: Path, version: tuple[str | int, ...]) -> Header:
     with opened(path) as file:
         for group in ("dimensions", "scalars", "t0_fields", "t1_fields", "t2_fields"):
             if group not in file:

@@ -1,6 +1,8 @@
 """The format: our reader and writer against h5py by hand and against The Well's own reader."""
 
+import os
 import pickle
+import shutil
 from pathlib import Path
 
 import h5py
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from physrep.data.starts import starts
 from physrep.data.well import WellSplit, read_header, write
 from physrep.errors import UserError
 
@@ -21,6 +24,32 @@ def test_channels_follow_field_names(datasets):
     assert header.channels == ["tracer", "pressure", "velocity_x", "velocity_y"]
     assert list(header.scalars) == ["Reynolds", "Schmidt"]
     assert header.boundaries == {"x": "PERIODIC", "y": "PERIODIC"}
+
+
+def test_a_header_is_read_again_when_its_file_has_changed(own_datasets):
+    path = first_file(own_datasets)
+    before = read_header(path)
+    assert read_header(path) is before
+    with h5py.File(path, "r+") as file:
+        file["scalars/Reynolds"][...] = 7.0
+    assert read_header(path).scalars["Reynolds"].tolist() == [7.0] * before.trajectories
+    other = own_datasets / "other.hdf5"
+    shutil.copy2(path, other)
+    with h5py.File(other, "r+") as file:
+        file["scalars/Reynolds"][...] = 8.0
+    os.utime(other, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+    other.replace(path)
+    assert read_header(path).scalars["Reynolds"][0] == 8.0
+
+
+def test_states_at_rest_are_taken_to_differ(own_datasets):
+    split = WellSplit(own_datasets / "shear_flow_tiny" / "data" / "test")
+    assert len(set(starts(split))) == 12
+    for header in split.headers:
+        with h5py.File(header.path, "r+") as file:
+            for name in ("t0_fields/tracer", "t0_fields/pressure", "t1_fields/velocity"):
+                file[name][:, 0] = 0.5
+    assert len(set(starts(split))) == 12
 
 
 def test_read_equals_slicing_by_hand(datasets):
