@@ -292,8 +292,9 @@ def build(node: Mapping[str, Any] | DictConfig, **given: Any) -> Any:
 def _refusals() -> tuple[type[Exception], ...]:
     """Return what a constructor raises for a value out of range; Lightning's own error only where it is loaded."""
     lightning = sys.modules.get("lightning.fabric.utilities.exceptions")
-    ours = TypeError, ValueError, IndexError, ZeroDivisionError, RuntimeError  # the last is torch's for sizes below 0
-    return *ours, *([lightning.MisconfigurationException] if lightning else [])
+    ours = TypeError, ValueError, IndexError, ZeroDivisionError
+    others = RuntimeError, ModuleNotFoundError  # torch's for sizes below 0, Lightning's for a precision not installed
+    return *ours, *others, *([lightning.MisconfigurationException] if lightning else [])
 
 
 def _built(node: Any, name: Any) -> Any:

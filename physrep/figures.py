@@ -173,7 +173,7 @@ def _colours(labels: Iterable[Label]) -> dict[Label, tuple[str, Any]]:
     """Return colour and dashes of objectives in their order; controls are grey."""
     learned = [label for label in labels if label[0] not in CONTROLS]
     plans = [label for label in labels if label[0] in CONTROLS]
-    dashes = [(0, (1, 1)), (0, (4, 2)), (0, (6, 2, 1, 2)), (0, (2, 4))]
+    dashes = [(0, (1, 1)), (0, (4, 2)), (0, (6, 2, 1, 2)), (0, (2, 4)), (0, (9, 2))]
     greys = {label: (GREY, dashes[i % len(dashes)]) for i, label in enumerate(plans)}
     return greys | {label: _look(i) for i, label in enumerate(learned)}
 

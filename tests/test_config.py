@@ -632,6 +632,8 @@ def test_what_a_target_refuses_is_one_line(text, message):
         build({"_target_": "torch.nn.Linear", "in_features": "x", "out_features": 3})
     with pytest.raises(UserError, match=r"^torch\.nn\.Linear: Trying to create tensor with negative dimension -2"):
         build({"_target_": "torch.nn.Linear", "in_features": -2, "out_features": 3})
+    with pytest.raises(UserError, match=r"^lightning\.pytorch\.Trainer: .*transformer.engine"):
+        build({"_target_": "lightning.pytorch.Trainer", "precision": "transformer-engine", "accelerator": "cpu"})
     with pytest.raises(OSError, match="not the value's fault"):
         build(node("_target_: toy.models.breaks"))
 
