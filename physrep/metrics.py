@@ -64,15 +64,12 @@ def scores(found: Errors, counts: Array) -> dict[str, Array]:
 
     Undefined is NaN: r2 where all truth is equal, everything where a seed has none of a sample's trajectories.
     """
+    parts = np.stack([np.ones_like(found.truth), found.squared, found.absolute, found.truth, found.truth**2])
+    flat = (found.weight * parts).reshape(-1, counts.shape[1])
+    total, *sums = (flat @ counts.T).reshape(len(parts), -1, len(counts))
     with np.errstate(invalid="ignore", divide="ignore"):
-        total = found.weight @ counts.T
-
-        def mean(x: Array) -> Array:
-            average: Array = (found.weight * x) @ counts.T / total
-            return average
-
-        mse, mae = mean(found.squared), mean(found.absolute)
-        variance = mean(found.truth**2) - mean(found.truth) ** 2
+        mse, mae, truth, square = (each / total for each in sums)
+        variance = square - truth**2
         return {"mse": mse, "r2": 1 - mse / np.where(variance > 1e-9, variance, np.nan), "mae": mae}
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from physrep import published
 from physrep.metrics import BOUNDS, draw, errors, interval, paired, scores, states
+from physrep.progress import track
 from physrep.results import Row
 
 FIRST = ("mean", "statistics", "random", "supervised")  # controls head a table, the others follow by name
@@ -184,7 +185,7 @@ def _cells(
     for row in rows:
         places[_place(row)][row.parameter].append(row)
     columns = {place: _columns(places[place]) for place in sorted(places, key=_rank)}
-    for place, column in columns.items():
+    for place, column in track(columns.items(), f"intervals of {rows[0].data}"):
         bases = {name: columns.get(_baseline(name, place, columns), {}) for name in baselines}
         for name, found in column.items():
             about, seeds = (*place, name), len(found[0])
