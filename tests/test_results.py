@@ -88,6 +88,13 @@ def test_rows_survive_the_file_exactly(tmp_path):
     assert [row.key for row in read(path)] == ["run/ridge/Reynolds", "run/ridge/Schmidt"]
 
 
+def test_rows_without_the_last_two_fields_are_older_ones(tmp_path):
+    made = rows()
+    old = [{k: v for k, v in asdict(row).items() if k not in ("setting", "starts")} for row in made]
+    (tmp_path / "results.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in old))
+    assert read(tmp_path / "results.jsonl") == [replace(row, setting="", starts=[]) for row in made]
+
+
 def test_a_key_that_is_there_is_skipped_and_the_first_number_stays(tmp_path):
     path = tmp_path / "results.jsonl"
     first, second = rows()
