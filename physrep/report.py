@@ -18,6 +18,7 @@ from physrep import errors
 from physrep.config import cli, home
 from physrep.errors import UserError, did_you_mean
 from physrep.files import whole, write_text
+from physrep.progress import track
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -133,7 +134,7 @@ def write(name: str, sections: Sequence[Section], out: Path, missing: Sequence[s
     write_text(out / "table.csv", as_csv(sections))
     write_text(out / "table.tex", latex(sections, missing))
     shown: list[list[Picture]] = []
-    for section, files in zip(sections, names, strict=True):
+    for section, files in track([*zip(sections, names, strict=True)], "figures"):
         shown.append([])
         for file, (draw, caption) in zip(files, drawn(section).values(), strict=True):
             figure = draw(section)
