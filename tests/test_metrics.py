@@ -236,8 +236,8 @@ def test_coverage_where_starting_states_recur_through_rows_and_table():
             (section,) = table([one], resamples=200)
             got = next(c for c in section.cells if (c.metric, c.by) == ("mse", "window"))
             hits[name] += got.low <= 1 <= got.high
-    assert 0.91 <= hits["with"] / 300 <= 0.98
-    assert hits["without"] / 300 < 0.8, "which is why"
+    assert 0.92 <= hits["with"] / 300 <= 0.98
+    assert hits["without"] / 300 < 0.75, "which is why"
 
 
 def test_one_starting_state_allows_of_no_interval():
