@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from physrep.metrics import Array
 from physrep.results import Row, inverse
-from physrep.tables import AVERAGE, Cell, Label, Section, order, plain, share
+from physrep.tables import AVERAGE, CONTROLS, Cell, Label, Section, order, plain, share
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,6 @@ MONITORS = {
     "rank/effective": "effective rank",
     "std/between": "std over trajectories",
 }
-CONTROLS = ("mean", "statistics", "random")
 SIDE, GAP, TICKS, LEFT, LINE = 1.3, 0.15, 0.3, 1.0, 0.15  # inches: an axis, between axes, under one, margin, text
 ACROSS = 8  # axes; more go below them
 LETTERS = 17  # of a title that fit above an axis

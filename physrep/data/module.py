@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypedDict
 
@@ -137,10 +137,7 @@ class WellDataModule(LightningDataModule):
     @cached_property
     def splits(self) -> dict[str, WellSplit]:
         """The three splits' trajectories, as `split` shares them out."""
-        if self.split == "well":
-            return self._found
-        train, *others = self._found.values()
-        return {name: train.with_trajectories(others, chosen) for name, chosen in self._shares.items()}
+        return self._found if self.split == "well" else self._share_out(*self._found.values())
 
     @cached_property
     def _found(self) -> dict[str, WellSplit]:
@@ -171,32 +168,20 @@ class WellDataModule(LightningDataModule):
                 raise UserError(f"data.crop.{dim}: [{low}, {high}] lies outside the grid {grid} of {self.folder}")
         return splits
 
-    @cached_property
-    def _shares(self) -> dict[str, Array]:
-        """The trajectories of each split by number, of all of the files', as `split` shares them out; says how many."""
-        every, names = self._found.values(), list(self._found["train"].header.scalars)
-        theta = np.concatenate([split.theta(names) for split in every])
-        found = dict(zip(SPLITS, share_out(self.split, theta, self._states, str(self.folder)), strict=True))
-        said = ", ".join(f"{len(numbers)} {name}" for name, numbers in found.items())
+    def _share_out(self, train: WellSplit, *others: WellSplit) -> dict[str, WellSplit]:
+        """Share out all trajectories as `split` says, and say how many each split gets."""
+        every = [train, *others]
+        theta = np.concatenate([split.theta(list(train.header.scalars)) for split in every])
+        states = [state for split in every for state in starts(split, self.start)]
+        found = share_out(self.split, theta, states, str(self.folder))
+        said = ", ".join(f"{len(numbers)} {name}" for name, numbers in zip(SPLITS, found, strict=True))
         print(f"data.split={self.split}: {said} of {len(theta)} trajectories", file=sys.stderr)
-        return found
-
-    @cached_property
-    def _states(self) -> list[str]:
-        """The states that the files' trajectories start from, as digests, split after split."""
-        return [state for split in self._found.values() for state in starts(split, self.start)]
-
-    def states(self, split: str) -> list[str]:
-        """Return the states that a split's trajectories start from, as digests of their first frames."""
-        if self.split != "well":
-            return [self._states[i] for i in self._shares[split]]
-        begins = dict(zip(SPLITS, accumulate((s.trajectories for s in self._found.values()), initial=0), strict=False))
-        return self._states[begins[split] :][: self._found[split].trajectories]
+        return {n: train.with_trajectories(others, chosen) for n, chosen in zip(SPLITS, found, strict=True)}
 
     def recurring(self, split: str) -> list[int]:
         """Return for each of a split's trajectories the first one that starts from the same state."""
         first: dict[str, int] = {}
-        return [first.setdefault(state, i) for i, state in enumerate(self.states(split))]
+        return [first.setdefault(state, i) for i, state in enumerate(starts(self.splits[split], self.start))]
 
     def files(self, split: str) -> WellSplit:
         """Return a split's files. Raises RuntimeError for test's while it is sealed, until all is chosen."""
@@ -214,8 +199,8 @@ class WellDataModule(LightningDataModule):
             return 0  # as they are shared out
         names = list(self.header.scalars)
         train, valid, test = (
-            [*zip(self.states(name), map(tuple, split.theta(names)), strict=True)]
-            for name, split in self.splits.items()
+            [*zip(starts(split, self.start), map(tuple, split.theta(names)), strict=True)]
+            for split in self.splits.values()
         )
         seen, states = {*train, *valid}, {state for state, _ in train}
         found, same = sum(state in states for state, _ in test), sum(each in seen for each in test)
