@@ -46,14 +46,14 @@ def root(tmp_path_factory):
 
 
 def each(name):
-    """The distinct cells of an experiment: one seed, and for the demo what `make demo` trains."""
-    return cells([f"experiment={name}", "seed=0", *(["objective=random,jepa,views"] if name == "demo" else [])])
+    """The distinct cells of an experiment: those of one seed."""
+    return cells([f"experiment={name}", "seed=0"])
 
 
 def kinds(name):
     """One cell for each encoder and objective, and one for each dataset at least."""
     found, data = {}, list(PUBLISHED)
-    for cell in cells([f"experiment={name}", "seed=0"]):
+    for cell in each(name):
         choices = compose(cell.argv).choices
         key = (choices.encoder, choices.objective)
         if key not in found or (choices.data in data and choices.data != compose(found[key].argv).choices.data):
