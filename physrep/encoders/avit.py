@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from timm.layers.mlp import Mlp
@@ -90,7 +90,8 @@ class AViT(Encoder):
         if height % self.patch or width % self.patch or height * width == self.patch**2:
             raise UserError(f"encoder: a grid of {[height, width]} (H, W) is not two patches or more of {self.patch} x "
                             f"{self.patch} cells; change data.crop, data.cut, data.size or encoder.stem")  # fmt: skip
-        maps = self.embed(x.transpose(1, 2).flatten(0, 1), *self.space_bag(self.labels))
+        frames = x.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        maps = self.embed(frames, *self.space_bag(self.labels))
         y: Tensor = maps.unflatten(0, (x.shape[0], x.shape[2]))
         for i, (block, rate) in enumerate(zip(self.blocks, self.rates, strict=True)):
             keep = torch.ones(len(x) * world(), 3)
@@ -143,8 +144,9 @@ def revin(clip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     The std has 1e-7 added, as published; no gradient goes through the two.
     """
     with torch.no_grad():
-        std, mean = torch.std_mean(clip.float(), (2, 3, 4), keepdim=True)
-        std = std + 1e-7
+        mean = clip.float().mean((2, 3, 4), keepdim=True)
+        size = (clip - mean).square().sum((2, 3, 4), keepdim=True)
+        std = (size / (clip[0, 0].numel() - 1)).sqrt() + 1e-7
     return (clip - mean) / std, mean, std
 
 
@@ -202,17 +204,40 @@ class Destem(nn.Module):
         return F.conv_transpose2d(self.out_proj(x), kernel, self.out_bias[labels], stride=kernel.shape[-1])
 
 
-def spread(x: Tensor, correction: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mean and variance over the grid of maps x [N, D, h, w], and which are flat but for rounding, [N, D, 1, 1].
+class _Centred(torch.autograd.Function):
+    """The deviations of maps x [..., h, w] from their mean, the mean and the variance, [..., 1, 1].
+
+    PyTorch's `var_mean` takes eight times as long on a CPU as two passes, and its gradient more of them than this one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, correction: int) -> tuple[Tensor, Tensor, Tensor]:
+        mean = x.mean((-2, -1), keepdim=True)
+        centred = x - mean
+        ctx.cells = x.shape[-2] * x.shape[-1]
+        ctx.freedom = ctx.cells - correction
+        ctx.save_for_backward(centred)
+        return centred, mean, centred.square().sum((-2, -1), keepdim=True) / ctx.freedom
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (centred,), (of_centred, of_mean, of_var) = ctx.saved_tensors, grads
+        shift = of_mean / ctx.cells - of_centred.mean((-2, -1), keepdim=True)
+        return torch.addcmul(of_centred, centred, 2 / ctx.freedom * of_var).add_(shift), None
+
+
+def spread(x: Tensor, correction: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return maps x [..., D, h, w] less their means over the grid, those, the variances, and which are flat.
 
     The variance of a flat map is rounding: a few divisions by it turn a frame that is constant in all channels, or its
     gradient, into infinity. Norms take such a map for its mean and, for its variance, the mean square of all its frame.
     """
-    var, mean = torch.var_mean(x.float(), (-2, -1), correction=correction, keepdim=True)
-    power = (var + mean.square()).mean(1, keepdim=True)
+    centred, mean, var = _Centred.apply(x.float(), correction)
+    power = (var + mean.square()).mean(-3, keepdim=True)
     flat = var <= FLAT**2 * power
     var = torch.where(flat, power, var)
-    return mean, torch.where(var > 0, var, 1), flat
+    return centred, mean, torch.where(var > 0, var, 1), flat
 
 
 class InstanceNorm(nn.Module):
@@ -223,10 +248,10 @@ class InstanceNorm(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the normalised maps, x [N, D, h, w], in float32."""
-        mean, var, flat = spread(x, correction=0)
+        """Return the normalised maps, x [..., D, h, w], in float32."""
+        centred, _, var, flat = spread(x, correction=0)
         scale = (var + 1e-5).rsqrt().masked_fill(flat, 0) * self.weight[:, None, None]
-        return (x - mean) * scale + self.bias[:, None, None]
+        return torch.addcmul(self.bias[:, None, None], centred, scale)
 
 
 class RmsInstanceNorm(nn.Module):
@@ -238,10 +263,10 @@ class RmsInstanceNorm(nn.Module):
         self.register_buffer("bias", torch.zeros(width))  # published files have one and do not use it
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the normalised maps, x [N, D, h, w], in float32."""
-        mean, var, flat = spread(x, correction=1)
+        """Return the normalised maps, x [..., D, h, w], in float32."""
+        centred, mean, var, flat = spread(x, correction=1)
         scale = self.weight[:, None, None] / (var.sqrt() + 1e-8)
-        return x * scale.masked_fill(flat, 0) + (mean * scale).masked_fill(~flat, 0)
+        return torch.addcmul(mean * scale, centred, scale.masked_fill(flat, 0))
 
 
 class RelativeBias(nn.Module):
@@ -275,10 +300,9 @@ def bucket(distance: Tensor) -> Tensor:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, axis: int, bias: Tensor) -> Tensor:
     """Attend along one axis (1, 2 or 3) of q, k, v [B, T, h, w, heads, d]; bias [heads, n, n] -> as q."""
-    lead = q.movedim(axis, 3).shape[:3]
-    rows = [x.movedim(axis, 3).flatten(0, 2).transpose(1, 2) for x in (q, k, v)]
-    y = F.scaled_dot_product_attention(rows[0], rows[1], rows[2], attn_mask=bias)
-    attended: Tensor = y.transpose(1, 2).unflatten(0, lead).movedim(3, axis)
+    q, k, v = (x.movedim(axis, 3).transpose(3, 4) for x in (q, k, v))
+    scores = torch.add(bias, q @ k.mT, alpha=q.shape[-1] ** -0.5)
+    attended: Tensor = (scores.softmax(-1) @ v).transpose(3, 4).movedim(3, axis)
     return attended
 
 
@@ -295,13 +319,17 @@ class Attention(nn.Module):
 
     def mix(self, x: Tensor, axes: dict[int, bool]) -> Tensor:
         """Return the average of x [B, T, D, h, w] attended along `axes`: {1 T, 2 h or 3 w: whether it is periodic}."""
-        packed = self.input_head(self.norm1(x.flatten(0, 1))).unflatten(1, (self.heads, 3, -1))
-        q, k, v = packed.unflatten(0, x.shape[:2]).permute(3, 0, 1, 5, 6, 2, 4)  # each [B, T, h, w, heads, d]
+        packed = _linear(self.input_head, self.norm1(x).movedim(2, -1)).unflatten(-1, (self.heads, 3, -1))
+        q, k, v = packed.unbind(-2)  # each [B, T, h, w, heads, d]
         q, k = self.qnorm(q).to(v), self.knorm(k).to(v)
         mixed = [attend(q, k, v, a, self.rel_pos_bias(q.shape[a], wraps).to(v)) for a, wraps in axes.items()]
-        y = torch.stack(mixed).mean(0).flatten(4).movedim(4, 2)
-        mapped: Tensor = self.output_head(self.norm2(y.flatten(0, 1))).unflatten(0, x.shape[:2])
-        return mapped
+        y = sum(mixed[1:], mixed[0]) / len(mixed)
+        return _linear(self.output_head, self.norm2(y.flatten(4).movedim(-1, 2)).movedim(2, -1)).movedim(-1, 2)
+
+
+def _linear(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Apply a 1x1 convolution, which the published weights are, to the last axis."""
+    return F.linear(x, conv.weight.flatten(1), conv.bias)
 
 
 class Temporal(Attention):
@@ -313,7 +341,7 @@ class Temporal(Attention):
 
     def forward(self, x: Tensor, keep: Tensor) -> Tensor:
         """Return the refined maps; x [B, T, D, h, w], keep [B, 1, 1, 1, 1] scales what is added."""
-        return x + keep * self.gamma[:, None, None] * self.mix(x, {1: False})
+        return torch.addcmul(x, keep * self.gamma[:, None, None], self.mix(x, {1: False}))
 
 
 class Spatial(Attention):
@@ -328,11 +356,9 @@ class Spatial(Attention):
 
     def forward(self, x: Tensor, keep: Tensor) -> Tensor:
         """Return the refined maps; x [B, T, D, h, w], keep [2, B, 1, 1, 1, 1] scales what is added."""
-        x = x + keep[0] * self.gamma_att[:, None, None] * self.mix(x, self.axes)
-        y = self.mlp(x.movedim(2, -1)).movedim(-1, 2)
-        y = self.mlp_norm(y.flatten(0, 1)).unflatten(0, x.shape[:2])
-        refined: Tensor = x + keep[1] * self.gamma_mlp[:, None, None] * y
-        return refined
+        x = torch.addcmul(x, keep[0] * self.gamma_att[:, None, None], self.mix(x, self.axes))
+        y = self.mlp_norm(self.mlp(x.movedim(2, -1)).movedim(-1, 2))
+        return torch.addcmul(x, keep[1] * self.gamma_mlp[:, None, None], y)
 
 
 class Block(nn.Module):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from benchmarks.plain import plain
 from physrep.encoders.avit import (
     AViT,
     Destem,
@@ -13,11 +14,13 @@ from physrep.encoders.avit import (
     RmsInstanceNorm,
     Spatial,
     Temporal,
+    _Centred,
     bucket,
     published,
     revin,
 )
 from physrep.errors import UserError
+from physrep.objectives.mpp import Mpp
 from physrep.pretrained import load_pretrained
 
 OUTSIDE = {
@@ -201,6 +204,41 @@ def test_norms_take_a_map_that_is_flat_but_for_rounding_for_its_mean():
     assert not scaled[1].any()
     (scaled.square().sum() + centred.square().sum()).backward()
     assert float(x.grad.abs().max()) < 1
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("correction", [0, 1])
+def test_gradients_of_mean_and_variance_are_exact(correction, channels_last):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    x = x.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format).requires_grad_()
+    _, mean, var = _Centred.apply(x, correction)
+    torch.testing.assert_close((var, mean), torch.var_mean(x, (-2, -1), correction=correction, keepdim=True))
+    assert torch.autograd.gradcheck(lambda x: _Centred.apply(x, correction), (x,))
+    (grad,) = torch.autograd.grad(var.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("periodic", [(True, False), (False, True)])
+def test_outputs_and_gradients_are_the_plain_ones(periodic):
+    model = Mpp(tiny(4, periodic=periodic, width=32, heads=2, drop_path=0.3))
+    clip, results = torch.randn(3, 4, 6, 16, 24), []
+    for form in (model, plain(model)):
+        generator = torch.Generator().manual_seed(0)
+        predicted = form.predict(clip, generator)
+        predicted.square().mean().backward()
+        used = [(n, w.grad) for n, w in form.named_parameters() if w.grad is not None and "knorm.bias" not in n]
+        results.append((predicted.detach(), dict(used)))
+    (ours, of_ours), (theirs, of_theirs) = results
+    assert off(ours, theirs) < 1e-5
+    assert of_ours.keys() == of_theirs.keys()
+    assert len(of_ours) > 60
+    assert max(off(grad, of_theirs[name]) for name, grad in of_ours.items()) < 1e-4
+
+
+def off(ours, theirs):
+    return float((ours - theirs).norm() / theirs.norm())
 
 
 def test_revin_is_undone_by_what_it_returns():
