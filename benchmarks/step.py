@@ -1,7 +1,7 @@
 """Training steps beside the plain formulation's: seconds, peak memory, and how far from the arithmetic's floor.
 
-`make bench` or `python -m benchmarks.step`, the small sets alone; `python -m benchmarks.step published` takes 10
-minutes and 6 GB more. On a GPU if there is one.
+`make bench` or `python -m benchmarks.step`, the small sets alone; `python -m benchmarks.step published` takes 10 to
+16 minutes and 6 GB more. On a GPU if there is one.
 """
 
 from __future__ import annotations
