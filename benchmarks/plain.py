@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from physrep.encoders.avit import InstanceNorm, RmsInstanceNorm, Spatial, Temporal
+from physrep.encoders.avit import InstanceNorm, RmsInstanceNorm, Spatial, Stem, Temporal
 from physrep.encoders.conv import Block, ChannelNorm, ConvEncoder, ConvPredictor
 from physrep.encoders.vit import VisionTransformer
 
@@ -21,6 +21,7 @@ def plain(module: Module, channels_last: bool = False) -> Module:
     forms: dict[type[nn.Module], type[nn.Module]] = {
         Block: PlainBlock,
         VisionTransformer: PlainTransformer,
+        Stem: PlainStem,
         Temporal: PlainTemporal,
         Spatial: PlainSpatial,
         InstanceNorm: PlainInstanceNorm,
@@ -70,6 +71,11 @@ class PlainTransformer(VisionTransformer):
 
     def visible(self, clip: Tensor, keep: Tensor) -> Tensor:
         return self.attend(self.embed(clip).gather(1, keep[:, :, None].expand(-1, -1, self.width)))
+
+
+class PlainStem(Stem):
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return self.in_proj(torch.einsum("dc,nchw->ndhw", weight, x) + bias[:, None, None])
 
 
 def mix(self: Temporal | Spatial, x: Tensor, axes: dict[int, bool]) -> Tensor:

@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from statistics import median
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.plain import plain
@@ -25,13 +26,6 @@ from physrep.run import build_objective
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TURN = 10.0  # seconds: a system may take memory back from a process that waits for others, so steps come in rows
-SETS = {  # encoder, objective, batch [B, C, T, H, W] (jepa's and views' hold two clips), rounds
-    "jepa": ("conv_tiny", "jepa", (32, 4, 16, 64, 64), 2),
-    "views": ("conv_tiny", "views", (32, 4, 16, 64, 64), 2),
-    "videomae": ("vit_nano", "videomae", (32, 4, 8, 64, 128), 2),
-    "mpp": ("avit_nano", "mpp", (32, 4, 9, 64, 64), 2),
-    "published": ("conv_small", "jepa", (1, 11, 32, 224, 224), 3),
-}
 FORMS = {  # what is trained, in what precision
     "plain": ("first", torch.float32),
     "plain, bfloat16": ("first", torch.bfloat16),
@@ -40,10 +34,19 @@ FORMS = {  # what is trained, in what precision
     "physrep": ("ours", torch.float32),
     "physrep, bfloat16": ("ours", torch.bfloat16),
 }
+CONVOLUTIONS = ["plain", "plain, channels last", "plain, channels last, bfloat16", "physrep", "physrep, bfloat16"]
+ATTENTION = ["plain", "plain, bfloat16", "physrep", "physrep, bfloat16"]
+SETS = {  # encoder, objective, batch [B, C, T, H, W] (jepa's and views' hold two clips), rounds, forms
+    "jepa": ("conv_tiny", "jepa", (32, 4, 16, 64, 64), 2, CONVOLUTIONS),
+    "views": ("conv_tiny", "views", (32, 4, 16, 64, 64), 2, CONVOLUTIONS),
+    "videomae": ("vit_nano", "videomae", (32, 4, 8, 64, 128), 2, ATTENTION),
+    "mpp": ("avit_nano", "mpp", (32, 4, 9, 64, 64), 2, ATTENTION),
+    "published": ("conv_small", "jepa", (1, 11, 32, 224, 224), 3, CONVOLUTIONS),
+}
 
 
 def make(case: str, form: str) -> tuple[Objective, dict[str, torch.Tensor]]:
-    encoder, objective, shape, _ = SETS[case]
+    encoder, objective, shape, *_ = SETS[case]
     cfg = compose([f"encoder={encoder}", f"objective={objective}"])
     torch.manual_seed(0)
     meta = {"channels": range(shape[1]), "frames": shape[2], "targets": ["a", "b"], "periodic": [True, True]}
@@ -83,12 +86,6 @@ def resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def contenders(case: str) -> list[str]:
-    """Return the forms to compare; only a ConvNeXt is written for channels last too, the faster way for bfloat16."""
-    left_out = "plain, bfloat16" if SETS[case][0].startswith("conv") else "channels last"
-    return [name for name in FORMS if left_out not in name]
-
-
 def compare(case: str, names: list[str]) -> dict[str, tuple[float, float]]:
     """Return the median seconds and the peak of every form, steps taken in turns; nothing of one that has crashed."""
     context, pipes = get_context("spawn"), {}
@@ -98,7 +95,7 @@ def compare(case: str, names: list[str]) -> dict[str, tuple[float, float]]:
         context.Process(target=work, args=(theirs, case, form, dtype), daemon=True).start()
         theirs.close()
     answers: dict[str, list[tuple[list[float], int]]] = {name: [] for name in names}
-    for _ in range(SETS[case][-1] + 1):  # the first is for warming up
+    for _ in range(SETS[case][3] + 1):  # the first is for warming up
         for name, pipe in [*pipes.items()]:
             try:
                 pipe.send(True)
@@ -111,21 +108,22 @@ def compare(case: str, names: list[str]) -> dict[str, tuple[float, float]]:
 
 
 def operations(case: str) -> int:
-    """Return the floating point operations of a step: three times the forward pass's."""
-    model, batch = make(case, "first")
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model.losses(batch)
+    """Return the floating point operations of a step of ours: three times the forward pass's."""
+    model, batch = make(case, "ours")
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.losses(batch)  # fused attention on a CPU is not counted
     return 3 * counter.get_total_flops()
 
 
 def peak(dtype: torch.dtype, n: int = 1024 if DEVICE == "cpu" else 8192) -> float:
     """Return the operations per second of a square matrix product, the best of those of a second."""
-    a, times = torch.randn(n, n, dtype=dtype, device=DEVICE), [0.0]
+    a, times = torch.randn(n, n, dtype=dtype, device=DEVICE), list[float]()
+    (a @ a)[0, 0].item()
     while sum(times) < 1:
         began = time.perf_counter()
         (a @ a)[0, 0].item()
         times.append(time.perf_counter() - began)
-    return 2 * n**3 / min(times[1:])
+    return 2 * n**3 / min(times)
 
 
 def main() -> None:
@@ -134,13 +132,14 @@ def main() -> None:
     cases = [case for case in SETS if (case == "published") == (parser.parse_args().what == "published")]
     rate = {dtype: peak(dtype) for dtype in (torch.float32, torch.bfloat16)}
     name = torch.cuda.get_device_name() if DEVICE == "cuda" else f"{torch.get_num_threads()} threads"
-    print(f"{name}; matrix products: {' and '.join(f'{r / 1e9:.0f} GFLOP/s in {d}' for d, r in rate.items())}")
-    emulated = rate[torch.bfloat16] < rate[torch.float32]
-    if emulated:
-        print("no instructions for bfloat16 here: its rows are left out")
+    rates = " and ".join(f"{r / 1e9:.0f} GFLOP/s in {d}" for d, r in rate.items())
+    print(f"torch {torch.__version__}, {name}; matrix products: {rates}")
+    slow = rate[torch.bfloat16] < rate[torch.float32]
+    if slow:
+        print("bfloat16 is slower than float32 here: its rows are left out")
     for case in cases:
-        names = [n for n in contenders(case) if not (emulated and FORMS[n][1] == torch.bfloat16)]
-        encoder, objective, shape, rounds = SETS[case]
+        encoder, objective, shape, rounds, forms = SETS[case]
+        names = [n for n in forms if not (slow and FORMS[n][1] == torch.bfloat16)]
         count = operations(case)
         print(
             f"\n{objective} with {encoder}, batch {' x '.join(map(str, shape))}, "

@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from benchmarks.step import FORMS, SETS, contenders, make
+from benchmarks.step import FORMS, SETS, make
 from physrep.optim import adamw
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [name for name in SETS if name != "published"])
 def test_every_contender_takes_the_same_two_steps(case, monkeypatch):
-    encoder, objective, (_, *clip), rounds = SETS[case]
-    monkeypatch.setitem(SETS, case, (encoder, objective, (4, *clip), rounds))
+    encoder, objective, (_, *clip), *plan, names = SETS[case]
+    monkeypatch.setitem(SETS, case, (encoder, objective, (4, *clip), *plan, names))
     curves = []
-    for form in {FORMS[name][0] for name in contenders(case)}:
+    for form in {FORMS[name][0] for name in names}:
         model, batch = make(case, form)
         optimizer, curve = adamw(model, 1e-3, 0.05, (0.9, 0.95)), []
         for _ in range(2):

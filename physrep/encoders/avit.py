@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from timm.layers.mlp import Mlp
@@ -90,8 +90,7 @@ class AViT(Encoder):
         if height % self.patch or width % self.patch or height * width == self.patch**2:
             raise UserError(f"encoder: a grid of {[height, width]} (H, W) is not two patches or more of {self.patch} x "
                             f"{self.patch} cells; change data.crop, data.cut, data.size or encoder.stem")  # fmt: skip
-        frames = x.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        maps = self.embed(frames, *self.space_bag(self.labels))
+        maps = self.embed(x.transpose(1, 2).flatten(0, 1), *self.space_bag(self.labels))
         y: Tensor = maps.unflatten(0, (x.shape[0], x.shape[2]))
         for i, (block, rate) in enumerate(zip(self.blocks, self.rates, strict=True)):
             keep = torch.ones(len(x) * world(), 3)
@@ -145,9 +144,11 @@ def revin(clip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     with torch.no_grad():
         mean = clip.float().mean((2, 3, 4), keepdim=True)
-        size = (clip - mean).square().sum((2, 3, 4), keepdim=True)
-        std = (size / (clip[0, 0].numel() - 1)).sqrt() + 1e-7
-    return (clip - mean) / std, mean, std
+    centred = clip - mean
+    with torch.no_grad():
+        square = centred.square().sum((2, 3, 4), keepdim=True)
+        std = (square / (clip[0, 0].numel() - 1)).sqrt() + 1e-7
+    return centred / std, mean, std
 
 
 class FieldLinear(nn.Module):
@@ -180,6 +181,7 @@ class Stem(nn.Module):
         """Return x [N, C, H, W] as patches [N, D, h, w]; its linear map by weight and bias joins the first kernel."""
         first: Tensor = self.in_proj[0].weight  # type: ignore[assignment]
         kernel, offset = torch.einsum("oihw,ic->ochw", first, weight), torch.einsum("oihw,i->o", first, bias)
+        x = x.contiguous(memory_format=torch.channels_last)
         patches: Tensor = self.in_proj[1:](F.conv2d(x, kernel, offset, stride=first.shape[-1]))
         return patches
 
@@ -204,36 +206,16 @@ class Destem(nn.Module):
         return F.conv_transpose2d(self.out_proj(x), kernel, self.out_bias[labels], stride=kernel.shape[-1])
 
 
-class _Centred(torch.autograd.Function):
-    """The deviations of maps x [..., h, w] from their mean, the mean and the variance, [..., 1, 1].
-
-    PyTorch's `var_mean` takes eight times as long on a CPU as two passes, and its gradient more of them than this one.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, correction: int) -> tuple[Tensor, Tensor, Tensor]:
-        mean = x.mean((-2, -1), keepdim=True)
-        centred = x - mean
-        ctx.cells = x.shape[-2] * x.shape[-1]
-        ctx.freedom = ctx.cells - correction
-        ctx.save_for_backward(centred)
-        return centred, mean, centred.square().sum((-2, -1), keepdim=True) / ctx.freedom
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (centred,), (of_centred, of_mean, of_var) = ctx.saved_tensors, grads
-        shift = of_mean / ctx.cells - of_centred.mean((-2, -1), keepdim=True)
-        return torch.addcmul(of_centred, centred, 2 / ctx.freedom * of_var).add_(shift), None
-
-
 def spread(x: Tensor, correction: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return maps x [..., D, h, w] less their means over the grid, those, the variances, and which are flat.
 
     The variance of a flat map is rounding: a few divisions by it turn a frame that is constant in all channels, or its
     gradient, into infinity. Norms take such a map for its mean and, for its variance, the mean square of all its frame.
     """
-    centred, mean, var = _Centred.apply(x.float(), correction)
+    x = x.float()
+    mean = x.mean((-2, -1), keepdim=True)
+    centred = x - mean  # and squared: `torch.var_mean` takes four times as long on a CPU
+    var = centred.square().sum((-2, -1), keepdim=True) / (x.shape[-2] * x.shape[-1] - correction)
     power = (var + mean.square()).mean(-3, keepdim=True)
     flat = var <= FLAT**2 * power
     var = torch.where(flat, power, var)
@@ -299,7 +281,10 @@ def bucket(distance: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, axis: int, bias: Tensor) -> Tensor:
-    """Attend along one axis (1, 2 or 3) of q, k, v [B, T, h, w, heads, d]; bias [heads, n, n] -> as q."""
+    """Attend along one axis (1, 2 or 3) of q, k, v [B, T, h, w, heads, d]; bias [heads, n, n] -> as q.
+
+    Written out, since PyTorch has no fused attention for a bias that is learned on a CPU and its plain one is slower.
+    """
     q, k, v = (x.movedim(axis, 3).transpose(3, 4) for x in (q, k, v))
     scores = torch.add(bias, q @ k.mT, alpha=q.shape[-1] ** -0.5)
     attended: Tensor = (scores.softmax(-1) @ v).transpose(3, 4).movedim(3, axis)
@@ -322,8 +307,8 @@ class Attention(nn.Module):
         packed = _linear(self.input_head, self.norm1(x).movedim(2, -1)).unflatten(-1, (self.heads, 3, -1))
         q, k, v = packed.unbind(-2)  # each [B, T, h, w, heads, d]
         q, k = self.qnorm(q).to(v), self.knorm(k).to(v)
-        mixed = [attend(q, k, v, a, self.rel_pos_bias(q.shape[a], wraps).to(v)) for a, wraps in axes.items()]
-        y = sum(mixed[1:], mixed[0]) / len(mixed)
+        mixed = [attend(q, k, v, a, self.rel_pos_bias(q.shape[a], wraps)) for a, wraps in axes.items()]
+        y = torch.stack(mixed).mean(0)
         return _linear(self.output_head, self.norm2(y.flatten(4).movedim(-1, 2)).movedim(2, -1)).movedim(-1, 2)
 
 
