@@ -129,7 +129,8 @@ def peak(dtype: torch.dtype, n: int = 1024 if DEVICE == "cpu" else 8192) -> floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", nargs="?", choices=["small", "published"], default="small")
-    cases = [case for case in SETS if (case == "published") == (parser.parse_args().what == "published")]
+    published = parser.parse_args().what == "published"
+    cases = [case for case in SETS if (case == "published") == published]
     rate = {dtype: peak(dtype) for dtype in (torch.float32, torch.bfloat16)}
     name = torch.cuda.get_device_name() if DEVICE == "cuda" else f"{torch.get_num_threads()} threads"
     rates = " and ".join(f"{r / 1e9:.0f} GFLOP/s in {d}" for d, r in rate.items())

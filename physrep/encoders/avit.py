@@ -142,12 +142,10 @@ def revin(clip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     The std has 1e-7 added, as published; no gradient goes through the two.
     """
-    with torch.no_grad():
-        mean = clip.float().mean((2, 3, 4), keepdim=True)
+    mean = clip.detach().float().mean((2, 3, 4), keepdim=True)
     centred = clip - mean
-    with torch.no_grad():
-        square = centred.square().sum((2, 3, 4), keepdim=True)
-        std = (square / (clip[0, 0].numel() - 1)).sqrt() + 1e-7
+    square = centred.detach().square().sum((2, 3, 4), keepdim=True)
+    std = (square / (clip[0, 0].numel() - 1)).sqrt() + 1e-7
     return centred / std, mean, std
 
 
