@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,25 +58,29 @@ class Frozen(nn.Module):
         """Return the names of the encoder's layers, from 1."""
         return [str(i) for i in range(1, 1 + len(self._members(self.objective.encoder)))]
 
-    @torch.no_grad()
-    def encode_layer(self, clip: Tensor, layer: str) -> Tensor:
-        """Return mean and standard deviation of a layer's output over space and time, as a token [B, 1, 2 D].
+    @contextmanager
+    def tapped(self, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+        """Yield a dict that every `encode` fills: mean and standard deviation of layers' output over space and time, as
+        a token [B, 1, 2 D] each."""
+        seen: dict[str, Tensor] = {}
+        clips = 0
 
-        The clip [B, C, T, H, W] is one that a data module has prepared.
-        """
-        seen: list[Tensor] = []
-        hooks = []
-        for encoder in (m for m in self.objective.modules() if isinstance(m, Encoder)):
-            module, axis = self._members(encoder)[int(layer) - 1], encoder.layers[1]
-            hooks.append(module.register_forward_hook(lambda _, x, y, axis=axis: seen.append(y.movedim(axis, -1))))
-        try:
-            self.objective.encode(clip)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        (found,) = seen
-        rows = found.reshape(len(clip), -1, found.shape[-1]).float()
-        return torch.cat([rows.mean(1), rows.std(1, correction=0)], 1).unsqueeze(1)
+        def count(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            nonlocal clips
+            clips = len(inputs[0])
+
+        def keep(layer: str, axis: int, _: nn.Module, __: tuple[Tensor, ...], found: Tensor) -> None:
+            values = found.movedim(axis, -1)
+            rows = values.reshape(clips, -1, values.shape[-1]).float()
+            seen[layer] = torch.cat([rows.mean(1), rows.std(1, correction=0)], 1).unsqueeze(1)
+
+        with ExitStack() as hooks:
+            for encoder in (m for m in self.objective.modules() if isinstance(m, Encoder)):
+                hooks.callback(encoder.register_forward_pre_hook(count).remove)
+                for layer in layers:
+                    module = self._members(encoder)[int(layer) - 1]
+                    hooks.callback(module.register_forward_hook(partial(keep, layer, encoder.layers[1])).remove)
+            yield seen
 
     @staticmethod
     def _members(encoder: Encoder) -> nn.ModuleList:

@@ -180,15 +180,14 @@ def score(subject: Subject, asked: DictConfig, known: set[str], results: Path, a
     if not data.scales:
         raise UserError(f"data.targets: {data.name} names no parameter to estimate; give data.targets.NAME=log10")
     data.setup("probe")
-    wanted, made = layers(source, asked.layers), 0
+    source, made = replace(source, layers=tuple(layers(source, asked.layers))), 0
+    subject = replace(subject, source=source)
     for share in subject.shares or asked.labels:
         data.labels = share
         made += _score(subject, asked, known, results, argv)
     data.labels = cfg.data.get("labels", 1.0)
-    for layer in wanted:
-        encode = partial(source.model.encode_layer, layer=layer) if source.model else source.encode
-        here = replace(source, encode=encode, digest=f"{source.digest} layer {layer}", layer=layer)
-        made += _score(replace(subject, source=here), asked, known, results, argv)
+    for layer in source.layers:
+        made += _score(replace(subject, source=replace(source, layer=layer)), asked, known, results, argv)
     return made
 
 
@@ -248,7 +247,7 @@ def _score(subject: Subject, asked: DictConfig, known: set[str], results: Path, 
     for name, node in ((str(n), node) for n, node in asked.probe.items()):
         probe = build(node)
         setting = digest(OmegaConf.to_container(node), source_code(probe, "probes/heads.py", "probes/features.py"))
-        of = [source.objective, source.digest, data.fingerprint, protocol, data.statistics, cfg.seed]
+        of = [source.objective, source.of(source.layer), data.fingerprint, protocol, data.statistics, cfg.seed]
         key = digest(of, config_hash(cfg) if subject.run else "", name, setting)
         if probe.needs == "clips" and source.model is None:
             print(f"{source.objective}: has no encoder to unfreeze, no {name}", file=sys.stderr)

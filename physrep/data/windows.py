@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Mapping, Sequence
 from functools import partial
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -91,7 +91,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
         for there, windows in zip(clip if device else clip.numpy(), samples, strict=True):
             for i, (trajectory, start, place) in enumerate(windows):
                 self.read(trajectory, start, frames, self.stride, place, out=there[:, i * frames : (i + 1) * frames])
-            if not (self.kept or np.isfinite(there.sum()) or np.isfinite(there).all()):  # a sum is the faster look
+            if not (self.kept or _finite(there)):
                 path = self.split.locate(windows[0][0])[0].path
                 raise UserError(f"{path}: NaN or infinity in the window that starts at frame {windows[0][1]}; "
                                 "remove the file or write it again")  # fmt: skip
@@ -102,7 +102,7 @@ class WindowDataset(Dataset[dict[str, Any]]):
 
         Elsewhere the memory of earlier batches is used again when nobody holds them: the system clears new memory.
         """
-        size = prod(shape) * dtype.itemsize
+        size = math.prod(shape) * dtype.itemsize
         if get_worker_info():
             memory = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size))
         elif torch.cuda.is_available():
@@ -114,6 +114,11 @@ class WindowDataset(Dataset[dict[str, Any]]):
             memory = torch.from_numpy(held)  # which holds the view, and so says when it is done with it
             weakref.finalize(held, self._spare.append, spare).atexit = False
         return memory.view(dtype).view(shape)
+
+
+def _finite(values: Array) -> bool:
+    seen = torch.from_numpy(values)
+    return math.isfinite(seen.sum()) or bool(seen.isfinite().all())  # a sum is the faster look, but may overflow
 
 
 def as_it_is(batch: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ HEADS = 8  # attentive probes split a token over this many heads
 @dataclass(frozen=True)
 class Source:
     """Where embeddings come from: a row's name, a function clip [B, C, T, H, W] -> tokens [B, N, D], its digest, the
-    frozen run that it is of, if any, and its layer."""
+    frozen run that it is of, if any, its layers that are to be embedded too, and the one that is meant, if any."""
 
     objective: str
     encoder: str
@@ -39,7 +40,12 @@ class Source:
     digest: str
     dtype: torch.dtype = torch.float16
     model: Frozen | None = None
+    layers: tuple[str, ...] = ()
     layer: str = ""
+
+    def of(self, layer: str) -> str:
+        """Return a digest of the source's output, or of one of its layers."""
+        return f"{self.digest} layer {layer}" if layer else self.digest
 
 
 def mean_source() -> Source:
@@ -83,41 +89,52 @@ def precision(place: torch.device) -> torch.dtype:
 def embed(source: Source, data: WellDataModule, split: str, cache: Path) -> Features:
     """Return a split's features on `device()`, from `cache` or else computed and kept there, whole or not at all.
 
-    Every window is read once, `data.eval_step` frames apart. Raises UserError if an embedding is not finite.
+    Every window is read once, `data.eval_step` frames apart, for all of the source's layers that the cache lacks.
+    Raises UserError if an embedding is not finite.
     """
     windows = data.windows(split, data.eval_step)
     protocol = [data.split, data.frames, data.stride, data.eval_step, data.crop, data.size, data.normalise, data.scales]
     here = device()
     dtype = precision(here) if source.model else torch.float32
-    key = digest(
-        source.digest, data.fingerprint, split, len(windows), protocol, data.statistics, str(source.dtype), str(dtype),
-        source_code("data/transforms.py", "data/windows.py", "data/reader.py"),
-    )  # fmt: skip
-    place = cache / f"{source.objective}-{split}-{key}.h5"
-    if (kept := _kept(place)) is not None:
+
+    def place(layer: str) -> Path:
+        key = digest(
+            source.of(layer), data.fingerprint, split, len(windows), protocol, data.statistics, str(source.dtype),
+            str(dtype), source_code("data/transforms.py", "data/windows.py", "data/reader.py"),
+        )  # fmt: skip
+        return cache / f"{source.objective}-{split}-{key}.h5"
+
+    if (kept := _kept(place(source.layer))) is not None:
         return kept.to(here)
+    wanted = {source.layer, *(layer for layer in source.layers if not place(layer).exists())}
+    batches = data.loader(split, windows)
+    seen: dict[str, list[Tensor]] = {layer: [] for layer in sorted(wanted)}
+    about: list[tuple[Tensor, Tensor]] = []
+    taps: AbstractContextManager[dict[str, Tensor]] = nullcontext({})
     if source.model:
         source.model.to(here)
-    batches = data.loader(split, windows)
-    seen: list[tuple[Tensor, Tensor, Tensor]] = []
-    with torch.inference_mode():
+        taps = source.model.tapped([*filter(None, seen)])
+    with torch.inference_mode(), taps as tapped:
         for raw in track(batches, f"{source.objective}: embedding {split}", len(batches)):
             batch = data.prepare_batch(move_data_to_device(raw, here), augment=False)
             with torch.autocast(here.type, torch.bfloat16, enabled=dtype is torch.bfloat16):
-                tokens = source.encode(batch["clip"])
-            if not torch.isfinite(tokens).all():
-                raise UserError(f"{source.objective}: embeddings of {data.folder}/data/{split} are not finite; "
-                                "train the run again")  # fmt: skip
-            seen.append((tokens.to(source.dtype), batch["theta"], batch["trajectory"]))
-    tokens, theta, trajectory = (torch.cat(x) for x in zip(*seen, strict=True))
-    features = Features(tokens, theta, trajectory)
-    _keep(place, {"tokens": tokens, "theta": theta, "trajectory": trajectory})
-    return features
+                found = {"": source.encode(batch["clip"])} | tapped
+            for layer, parts in seen.items():
+                if not torch.isfinite(found[layer]).all():
+                    raise UserError(f"{source.objective}: embeddings of {data.folder}/data/{split} are not finite; "
+                                    "train the run again")  # fmt: skip
+                parts.append(found[layer].to(source.dtype))
+            about.append((batch["theta"], batch["trajectory"]))
+    theta, trajectory = (torch.cat(x) for x in zip(*about, strict=True))
+    features = {layer: Features(torch.cat(parts), theta, trajectory) for layer, parts in seen.items()}
+    for layer, made in features.items():
+        _keep(place(layer), made)
+    return features[source.layer]
 
 
-def _keep(place: Path, parts: dict[str, Tensor]) -> None:
+def _keep(place: Path, features: Features) -> None:
     with whole_hdf5(place) as file:
-        for name, values in parts.items():
+        for name, values in vars(features).items():
             file.create_dataset(name, data=np.asarray(values.cpu()))
 
 

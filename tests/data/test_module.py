@@ -116,6 +116,15 @@ def test_nan_is_found_by_statistics_and_by_reading(own_datasets):
         assert what in str(error.value)
 
 
+def test_values_whose_sum_overflows_are_finite(own_datasets):
+    path = sorted((own_datasets / "shear_flow_tiny" / "data" / "test").glob("*"))[0]
+    with h5py.File(path, "r+") as f:
+        f["t0_fields/pressure"][:] = 3e38
+    seen = torch.cat([batch["clip"] for batch in make(own_datasets).test_dataloader()])
+    assert seen.isfinite().all()
+    assert seen.max() == np.float32(3e38)
+
+
 def test_order_is_a_function_of_seed_and_epoch():
     windows = np.array([(i, t) for i in range(5) for t in range(4)])
 

@@ -12,6 +12,7 @@ from physrep.encoders.base import tokens
 from physrep.encoders.conv import ConvEncoder
 from physrep.encoders.vit import VisionTransformer
 from physrep.errors import UserError
+from physrep.frozen import Frozen
 from physrep.losses import vicreg
 from physrep.objectives.base import Objective
 from physrep.objectives.jepa import Jepa
@@ -221,3 +222,21 @@ def test_one_sample_has_nothing_to_be_compared_with(name):
     batch = {"clip": torch.randn(1, 2, 16, 32, 32), "theta": torch.zeros(1, 2), "trajectory": torch.zeros(1)}
     with pytest.raises(UserError, match=r"data\.batch_size=1: samples are compared within a batch; raise it"):
         objective.losses(batch)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_layers_can_be_read_beside_the_output(name):
+    """One token a clip, the mean and the deviation of what the encoder's own modules return; the output is as it is."""
+    meta = {"channels": list("abcd"), "mean": [0.0] * 4, "std": [1.0] * 4}
+    frozen = Frozen(make(name), meta, step=0)
+    clip = torch.randn(3, 4, 8, 16, 16)
+    with frozen.tapped(frozen.layers()) as seen:
+        output = frozen.encode(clip, normalised=True)
+    assert list(seen) == frozen.layers() == ["1", "2"]
+    torch.testing.assert_close(frozen.encode(clip, normalised=True), output)
+    alone = []
+    for i in range(len(clip)):
+        with frozen.tapped(["1"]) as one:
+            frozen.encode(clip[i : i + 1], normalised=True)
+        alone.append(one["1"])
+    torch.testing.assert_close(seen["1"], torch.cat(alone), rtol=1e-4, atol=1e-5)

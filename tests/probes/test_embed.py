@@ -1,5 +1,6 @@
 """Embeddings: every window once, the cache's key, nothing half-written, bfloat16 within the noise of the probes."""
 
+from dataclasses import replace
 from functools import partial
 
 import h5py
@@ -76,6 +77,38 @@ def test_every_window_is_read_once_in_whole_batches(datasets, tmp_path):
     embed(pixels(calls), made, "train", tmp_path)
     assert sum(calls) == len(made.windows("train", 4))
     assert calls[:-1] == [16] * (len(calls) - 1)
+
+
+def test_layers_are_embedded_beside_the_output(datasets, tmp_path):
+    """By one pass; each is what its module returns."""
+    made = data(datasets, batch_size=16)
+    frozen = Frozen(make("jepa"), made.meta(), step=0)
+    passes: list[int] = []
+
+    def encode(clip: torch.Tensor) -> torch.Tensor:
+        passes.append(len(clip))
+        return frozen.encode(clip, normalised=True)
+
+    source = Source("jepa", "", encode, "weights", model=frozen, layers=("1", "2"))
+    output = embed(source, made, "test", tmp_path)
+    whole = list(passes)
+    first, last = (embed(replace(source, layer=layer), made, "test", tmp_path) for layer in source.layers)
+    assert passes == whole, "one pass for all"
+    assert sum(whole) == len(output) == len(first)
+    torch.testing.assert_close(last.pooled, output.pooled, atol=2e-3, rtol=2e-3)
+    clip = made.prepare_batch(next(iter(made.test_dataloader())), augment=False)["clip"]
+    seen: list[torch.Tensor] = []
+    hook = frozen.objective.encoder.stages[0].register_forward_hook(lambda _, x, y: seen.append(y))
+    frozen.encode(clip, normalised=True)
+    hook.remove()
+    rows = seen[0].movedim(1, -1).flatten(1, -2)
+    want = torch.cat([rows.mean(1), rows.std(1, correction=0)], 1).to(torch.float16)
+    torch.testing.assert_close(first.tokens[: len(clip), 0], want, atol=2e-3, rtol=2e-3)
+    kept = {place: place.stat().st_mtime_ns for place in tmp_path.iterdir()}
+    embed(replace(source, layer="1", digest="others"), made, "test", tmp_path)
+    assert len([*tmp_path.iterdir()]) == len(kept) + 2, "the output is left out if it is not asked for"
+    assert {place: place.stat().st_mtime_ns for place in kept} == kept
+    assert passes == whole * 2
 
 
 def test_bfloat16_changes_no_probe_beyond_its_noise(datasets, tmp_path, monkeypatch):
