@@ -97,12 +97,20 @@ def _layered(argv: Sequence[str], base: str) -> tuple[dict[str, Any], list[tuple
         held = _merged(held, layer.content, layer.where)
     origins = [(key, layer.where) for layer in layers for key, _ in _leaves(layer.content)]
     for key, value, where in changes:
+        if where and _left_out(key, {group: chosen[group] for group, (_, told) in choices.items() if not told}):
+            continue
         _admit(held, key, value, where)
         _set(held, key, value, where)
         origins.append((key, where))
     if groups:
         held["choices"] = chosen
     return held, origins
+
+
+def _left_out(key: Key, told: Mapping[str, Any]) -> bool:
+    """Say whether a key is of a choice, such as a probe, that the command line has `told` its group to do without."""
+    names = told.get(key[0])
+    return isinstance(names, list) and len(key) > 1 and key[1] not in names and key[1] in _files(f"conf/{key[0]}")
 
 
 def _experiment(name: Any, composes: bool) -> Layer:

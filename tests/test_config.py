@@ -154,6 +154,8 @@ CONF = {
     "experiments/typo.yaml": "objective: {simm: 1}\n",
     "experiments/blank.yaml": "groups: {data: null}\n",
     "experiments/lost.yaml": "sed: 1\n",
+    "experiments/several.yaml": "probe: {deep: {size: 7}}\n",
+    "experiments/other.yaml": "groups: {probe: [wide]}\nprobe: {deep: {size: 7}}\n",
     "experiments/through.yaml": "objective: {net: {depth: 3}}\n",
 }
 
@@ -234,6 +236,15 @@ def test_order_is_base_groups_experiment_command_line():
 def test_a_group_of_many(argument, names):
     cfg = compose([argument])
     assert cfg.choices.probe == names and list(cfg.probe) == names
+
+
+def test_what_an_experiment_says_of_a_choice_that_the_command_line_drops_goes_with_it():
+    assert compose(["experiment=several"]).probe.deep.size == 7
+    assert list(compose(["experiment=several", "probe=ridge"]).probe) == ["ridge"]
+    with pytest.raises(UserError, match=r"other.yaml: probe.deep: no such key"):
+        compose(["experiment=other"])
+    with pytest.raises(UserError, match=r"^probe.deep: no such key"):
+        compose(["experiment=several", "probe=ridge", "probe.deep.size=1"])
 
 
 def test_null_leaves_a_group_out_where_the_base_does():
