@@ -72,9 +72,10 @@ types: $(READY) ## types, strictly
 
 check: lint types test ## style, types and tests: what CI runs
 
-bench: $(READY) ## speed of reading, beside plain h5py and raw bytes, and of training steps
+bench: $(READY) ## speed of reading, training steps, embedding, probes, the start and the simulation, beside plain ones
 	$(PY) -m benchmarks.loader
 	$(PY) -m benchmarks.step
+	$(PY) -m benchmarks.embed
 	$(PY) -m benchmarks.probe
 	$(PY) -m benchmarks.startup
 	$(PY) -m benchmarks.simulate
