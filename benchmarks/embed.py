@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.loader import DEVICE, Plain, Row, make, seconds
 from benchmarks.plain import plain
+from physrep import memory
 from physrep.config import compose
 from physrep.data.shear_flow import ShearFlow
 from physrep.frozen import Frozen
@@ -57,6 +58,7 @@ def rows_of(folder: Path, encoder: str) -> tuple[int, dict[str, Row]]:
 
 
 def main() -> None:
+    memory.keep()  # as probe does; plain has it, too
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root) / "small"
         make(folder, ShearFlow, {"tracer": 0, "pressure": 0, "velocity": 1}, (4, 25, 64, 128), 2)

@@ -62,9 +62,8 @@ class Parameter(NamedTuple):
         """Raise UserError where the annotation refuses the value; one that cannot be read refuses nothing."""
         if self.annotation is None or (value is None and self.default and ast.unparse(self.default) == "None"):
             return
-        kinds = list(_alternatives(self.annotation))
-        if not any(_fits(value, kind) for kind in kinds):
-            names = [name for kind in kinds for name in _spell(kind)]
+        if not any(_fits(value, kind) for kind in _alternatives(self.annotation)):  # the first is most often plain
+            names = [name for kind in _alternatives(self.annotation) for name in _spell(kind)]
             near = difflib.get_close_matches(str(value), [name.strip("'") for name in names if name[0] == "'"])
             expected = f"expected {' or '.join(dict.fromkeys(names))}, got {kind_of(value)}"
             raise UserError(f"{where}: {f'no such value{did_you_mean(str(value), near)}' if near else expected}")
