@@ -22,7 +22,7 @@ from physrep import memory
 from physrep.config import compose
 from physrep.data.shear_flow import ShearFlow
 from physrep.frozen import Frozen
-from physrep.probes.embed import Source, embed
+from physrep.probes.embed import Source, embed, precision
 from physrep.run import build_objective
 
 FRAMES, BATCH, STEP = 16, 32, 1
@@ -40,7 +40,8 @@ def rows_of(folder: Path, encoder: str) -> tuple[int, dict[str, Row]]:
 
     def by_plain() -> Tensor:
         loader = DataLoader(Plain(data.splits["train"], windows, FRAMES, finish=False), batch_size=BATCH)
-        with torch.no_grad():
+        fast = precision(DEVICE) is torch.bfloat16
+        with torch.no_grad(), torch.autocast(DEVICE.type, torch.bfloat16, enabled=fast):
             return torch.cat([theirs.encode(clip.to(DEVICE)).half() for clip in loader]).cpu()
 
     def by_ours(of: tuple[str, ...], passes: bool) -> list[Tensor]:
@@ -61,7 +62,7 @@ def main() -> None:
     memory.keep()  # as probe does; plain has it, too
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root) / "small"
-        make(folder, ShearFlow, {"tracer": 0, "pressure": 0, "velocity": 1}, (4, 25, 64, 128), 2)
+        make(folder, ShearFlow, {"tracer": 0, "pressure": 0, "velocity": 1}, (8, 25, 64, 128), 2)
         for encoder in ENCODERS:
             number, rows = rows_of(folder, encoder)
             times = seconds(rows)

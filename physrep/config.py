@@ -96,8 +96,9 @@ def _layered(argv: Sequence[str], base: str) -> tuple[dict[str, Any], list[tuple
     for layer in layers:
         held = _merged(held, layer.content, layer.where)
     origins = [(key, layer.where) for layer in layers for key, _ in _leaves(layer.content)]
+    told = {group: chosen[group] for group, (_, where) in choices.items() if not where}  # by the command line
     for key, value, where in changes:
-        if where and _left_out(key, {group: chosen[group] for group, (_, told) in choices.items() if not told}):
+        if where and _left_out(key, told):
             continue
         _admit(held, key, value, where)
         _set(held, key, value, where)
@@ -108,7 +109,10 @@ def _layered(argv: Sequence[str], base: str) -> tuple[dict[str, Any], list[tuple
 
 
 def _left_out(key: Key, told: Mapping[str, Any]) -> bool:
-    """Say whether a key is of a choice, such as a probe, that the command line has `told` its group to do without."""
+    """Say whether a key is of a choice, such as a probe, that the command line has `told` its group to do without.
+
+    An experiment's are dropped unchecked.
+    """
     names = told.get(key[0])
     return isinstance(names, list) and len(key) > 1 and key[1] not in names and key[1] in _files(f"conf/{key[0]}")
 

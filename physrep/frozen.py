@@ -29,6 +29,7 @@ class Frozen(nn.Module):
         super().__init__()
         self.objective = objective.eval().requires_grad_(False)
         self.meta, self.step = meta, step
+        self._clips, self._taps = 0, dict[str, Tensor]()
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(meta["mean"]), persistent=False)
@@ -44,6 +45,8 @@ class Frozen(nn.Module):
         if clip.ndim != 5 or clip.shape[1] != len(self.meta["channels"]):
             raise UserError(f"encode: expected [B, {len(self.meta['channels'])}, T, H, W] with channels "
                             f"{', '.join(self.meta['channels'])}, got {list(clip.shape)}")  # fmt: skip
+        self._clips = len(clip)
+        self._taps.clear()
         if normalised:
             return self.objective.encode(clip)
         clip = normalise(clip, self.mean, self.std)
@@ -60,28 +63,26 @@ class Frozen(nn.Module):
 
     @contextmanager
     def tapped(self, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-        """Yield a dict that every `encode` fills: mean and standard deviation of layers' output over space and time, as
-        a token [B, 1, 2 D] each."""
-        seen: dict[str, Tensor] = {}
-        clips = 0
+        """Yield a dict that every `encode` fills anew: for each layer a token [B, 1, 2 D].
 
-        def count(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            nonlocal clips
-            clips = len(inputs[0])
-
-        def keep(layer: str, axis: int, _: nn.Module, __: tuple[Tensor, ...], found: Tensor) -> None:
-            values = found.movedim(axis, -1)
-            rows = values.reshape(clips, -1, values.shape[-1]).float()
-            mean = rows.mean(1, keepdim=True)  # torch's own deviation takes four times as long on a CPU
-            seen[layer] = torch.cat([mean, (rows - mean).square_().mean(1, keepdim=True).sqrt_()], 2)
-
+        It is mean and standard deviation of the layer's output over space and time. `encode` raises UserError where the
+        objective passes a layer more than once.
+        """
         with ExitStack() as hooks:
             for encoder in (m for m in self.objective.modules() if isinstance(m, Encoder)):
-                hooks.callback(encoder.register_forward_pre_hook(count).remove)
                 for layer in layers:
                     module = self._members(encoder)[int(layer) - 1]
-                    hooks.callback(module.register_forward_hook(partial(keep, layer, encoder.layers[1])).remove)
-            yield seen
+                    hooks.callback(module.register_forward_hook(partial(self._keep, layer, encoder.layers[1])).remove)
+            yield self._taps
+
+    def _keep(self, layer: str, axis: int, _: nn.Module, __: tuple[Tensor, ...], found: Tensor) -> None:
+        if layer in self._taps:
+            raise UserError(f"layers: {type(self.objective).__name__} passes layer {layer} twice for a clip; leave "
+                            "layers out")  # fmt: skip
+        values = found.movedim(axis, -1)
+        rows = values.reshape(self._clips, -1, values.shape[-1]).float()
+        mean = rows.mean(1, keepdim=True)  # torch's own deviation takes four times as long on a CPU
+        self._taps[layer] = torch.cat([mean, (rows - mean).square_().mean(1, keepdim=True).sqrt_()], 2)
 
     @staticmethod
     def _members(encoder: Encoder) -> nn.ModuleList:

@@ -45,6 +45,8 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"{key}: is empty, so there is nothing to do; leave it out for the usual")
     if unknown := [c for c in cfg.controls if c not in CONTROLS]:
         raise UserError(f"controls: no such control {unknown[0]!r}{errors.did_you_mean(unknown[0], CONTROLS)}")
+    if cfg.layers is not None and not any(build(node).needs == "pooled" for node in cfg.probe.values()):
+        raise UserError(f"layers: {', '.join(cfg.probe)} reads no layers; add ridge: probe=[ridge,...]")
     memory.keep()
     folder = Path(cfg.run).parent if cfg.run else Path(cfg.runs) / cfg.experiment
     from physrep.results import read
@@ -200,7 +202,7 @@ def layers(source: Source, asked: str | int | Sequence[int] | None) -> list[str]
     wanted = found if asked == "all" else [str(layer) for layer in given]
     if wrong := [layer for layer in wanted if layer not in found]:
         raise UserError(f"layers: {source.encoder} has layers 1 to {len(found)}, not {wrong[0]}; give some, or all")
-    return wanted
+    return [*dict.fromkeys(wanted)]
 
 
 def tuned_on(cfg: DictConfig, labels: float) -> WellDataModule:

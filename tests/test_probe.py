@@ -237,6 +237,8 @@ def test_layers_are_read_one_by_one(probed, datasets, tmp_path):
     assert value["1", "Reynolds"] != pytest.approx(value["", "Reynolds"], rel=1e-3)
     with pytest.raises(UserError, match="layers: conv_tiny has layers 1 to 2, not 3"):
         probe.main([*line, "layers=[3]"])
+    with pytest.raises(UserError, match="layers: attentive reads no layers; add ridge"):
+        probe.main([*line[:-3], "probe=attentive", "controls=[]", "layers=all"])
 
 
 def test_a_run_is_not_probed_on_what_it_was_trained_on(probed, datasets):

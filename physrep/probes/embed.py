@@ -26,6 +26,7 @@ from physrep.probes.features import Features, device
 from physrep.progress import track
 from physrep.run import digest
 
+PARTS = "tokens", "theta", "trajectory"
 HEADS = 8  # attentive probes split a token over this many heads
 
 
@@ -45,7 +46,7 @@ class Source:
 
     def of(self, layer: str) -> str:
         """Return a digest of the source's output, or of one of its layers."""
-        return f"{self.digest} layer {layer}" if layer else self.digest
+        return f"{self.digest} layer {layer} {source_code('frozen.py')}" if layer else self.digest
 
 
 def mean_source() -> Source:
@@ -97,16 +98,18 @@ def embed(source: Source, data: WellDataModule, split: str, cache: Path) -> Feat
     here = device()
     dtype = precision(here) if source.model else torch.float32
 
+    reads = source_code("data/transforms.py", "data/windows.py", "data/reader.py")
+
     def place(layer: str) -> Path:
         key = digest(
             source.of(layer), data.fingerprint, split, len(windows), protocol, data.statistics, str(source.dtype),
-            str(dtype), source_code("data/transforms.py", "data/windows.py", "data/reader.py"),
+            str(dtype), reads,
         )  # fmt: skip
         return cache / f"{source.objective}-{split}-{key}.h5"
 
     if (kept := _kept(place(source.layer))) is not None:
         return kept.to(here)
-    wanted = {source.layer, *(layer for layer in source.layers if not place(layer).exists())}
+    wanted = {source.layer, *(layer for layer in source.layers if _kept(place(layer)) is None)}
     batches = data.loader(split, windows)
     seen: dict[str, list[Tensor]] = {layer: [] for layer in sorted(wanted)}
     about: list[tuple[Tensor, Tensor]] = []
@@ -121,12 +124,13 @@ def embed(source: Source, data: WellDataModule, split: str, cache: Path) -> Feat
                 found = {"": source.encode(batch["clip"])} | tapped
             for layer, parts in seen.items():
                 if not torch.isfinite(found[layer]).all():
-                    raise UserError(f"{source.objective}: embeddings of {data.folder}/data/{split} are not finite; "
+                    of = f"layer {layer} of " if layer else ""
+                    raise UserError(f"{source.objective}: embeddings of {of}{data.folder}/data/{split} are not finite; "
                                     "train the run again")  # fmt: skip
                 parts.append(found[layer].to(source.dtype))
             about.append((batch["theta"], batch["trajectory"]))
     theta, trajectory = (torch.cat(x) for x in zip(*about, strict=True))
-    features = {layer: Features(torch.cat(parts), theta, trajectory) for layer, parts in seen.items()}
+    features = {layer: Features(torch.cat(seen.pop(layer)), theta, trajectory) for layer in sorted(wanted)}
     for layer, made in features.items():
         _keep(place(layer), made)
     return features[source.layer]
@@ -134,8 +138,8 @@ def embed(source: Source, data: WellDataModule, split: str, cache: Path) -> Feat
 
 def _keep(place: Path, features: Features) -> None:
     with whole_hdf5(place) as file:
-        for name, values in vars(features).items():
-            file.create_dataset(name, data=np.asarray(values.cpu()))
+        for name in PARTS:
+            file.create_dataset(name, data=np.asarray(getattr(features, name).cpu()))
 
 
 def _kept(place: Path) -> Features | None:
@@ -144,6 +148,6 @@ def _kept(place: Path) -> Features | None:
         return None
     try:
         with h5py.File(place, "r") as file:
-            return Features(**{k: torch.from_numpy(file[k][()]) for k in ("tokens", "theta", "trajectory")})
+            return Features(**{k: torch.from_numpy(file[k][()]) for k in PARTS})
     except (OSError, KeyError):
         return None

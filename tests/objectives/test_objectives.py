@@ -8,7 +8,7 @@ import torch
 from physrep.config import build, compose
 from physrep.data.shear_flow import ShearFlow
 from physrep.encoders.avit import AViT
-from physrep.encoders.base import tokens
+from physrep.encoders.base import Encoder, tokens
 from physrep.encoders.conv import ConvEncoder
 from physrep.encoders.vit import VisionTransformer
 from physrep.errors import UserError
@@ -226,17 +226,44 @@ def test_one_sample_has_nothing_to_be_compared_with(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_layers_can_be_read_beside_the_output(name):
-    """One token a clip, the mean and the deviation of what the encoder's own modules return; the output is as it is."""
-    meta = {"channels": list("abcd"), "mean": [0.0] * 4, "std": [1.0] * 4}
-    frozen = Frozen(make(name), meta, step=0)
-    clip = torch.randn(3, 4, 8, 16, 16)
+    """One token a clip: mean and deviation, channel by channel, of what the modules return that `encode` runs."""
+    objective = make(name)
+    for weight in objective.encoder.parameters():
+        weight.data.add_(0.1 * torch.randn_like(weight))  # away from a teacher's
+    frozen = Frozen(objective, {"channels": list("abcd"), "mean": [0.0] * 4, "std": [1.0] * 4}, step=0)
+    clip, returned, hooks = torch.randn(3, 4, 8, 16, 16), list[torch.Tensor](), []
+    for used in (m for m in objective.modules() if isinstance(m, Encoder)):
+        for module in getattr(used, used.layers[0]):
+            hooks.append(module.register_forward_hook(lambda _, x, y: returned.append(y)))
+    output = frozen.encode(clip, normalised=True)
+    for hook in hooks:
+        hook.remove()
     with frozen.tapped(frozen.layers()) as seen:
-        output = frozen.encode(clip, normalised=True)
+        torch.testing.assert_close(frozen.encode(clip, normalised=True), output)
     assert list(seen) == frozen.layers() == ["1", "2"]
-    torch.testing.assert_close(frozen.encode(clip, normalised=True), output)
-    alone = []
-    for i in range(len(clip)):
-        with frozen.tapped(["1"]) as one:
-            frozen.encode(clip[i : i + 1], normalised=True)
-        alone.append(one["1"])
-    torch.testing.assert_close(seen["1"], torch.cat(alone), rtol=1e-4, atol=1e-5)
+    for token, y in zip(seen.values(), returned, strict=True):
+        rows = y.movedim(objective.encoder.layers[1], -1)
+        for i, each in enumerate(rows.unflatten(0, (len(clip), -1))):
+            values = each.reshape(-1, rows.shape[-1])
+            want = torch.cat([values.mean(0), values.std(0, correction=0)])
+            torch.testing.assert_close(token[i, 0], want, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_of_an_encoder_used_by_parts_or_twice():
+    class Parts(Views):
+        def encode(self, clip):
+            return self.encoder.attend(self.encoder.embed(clip))
+
+    class Twice(Views):
+        def encode(self, clip):
+            return tokens(self.encoder(clip) + self.encoder(clip.flip(2)))
+
+    meta = {"channels": list("abcd"), "mean": [0.0] * 4, "std": [1.0] * 4}
+    frozen = Frozen(Parts(vit()), meta, step=0)
+    for clips in (3, 2):
+        with frozen.tapped(["1"]) as seen:
+            frozen.encode(torch.randn(clips, 4, 8, 16, 16), normalised=True)
+        assert seen["1"].shape == (clips, 1, 64)
+    twice = Frozen(Twice(vit()), meta, step=0)
+    with twice.tapped(["1"]), pytest.raises(UserError, match="layers: Twice passes layer 1 twice for a clip"):
+        twice.encode(torch.randn(2, 4, 8, 16, 16), normalised=True)

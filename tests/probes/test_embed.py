@@ -109,6 +109,11 @@ def test_layers_are_embedded_beside_the_output(datasets, tmp_path):
     assert len([*tmp_path.iterdir()]) == len(kept) + 2, "the output is left out if it is not asked for"
     assert {place: place.stat().st_mtime_ns for place in kept} == kept
     assert passes == whole * 2
+    for place in tmp_path.iterdir():
+        place.write_bytes(place.read_bytes()[:100])
+    embed(source, made, "test", tmp_path)
+    assert torch.equal(embed(replace(source, layer="1"), made, "test", tmp_path).tokens, first.tokens)
+    assert passes == whole * 3, "damaged files are made anew together"
 
 
 def test_bfloat16_changes_no_probe_beyond_its_noise(datasets, tmp_path, monkeypatch):
