@@ -33,7 +33,7 @@ verify: $(READY) ## check the files of DATA=shear_flow or another dataset
 show: $(READY) ## a picture and an animation of DATA=shear_flow_small or another dataset, in figures/
 	$(PY) -m physrep.show data=$(DATA)
 
-demo: $(READY) ## from nothing to a table: simulate, pretrain, probe, report (5 to 9 minutes on two cores)
+demo: $(READY) ## from nothing to a table: simulate, pretrain, probe, report (5 to 10 minutes on two cores)
 	$(PY) -m physrep.simulate system=shear_flow preset=small
 	$(PY) -m physrep.fit experiment=demo objective=random
 	$(PY) -m physrep.fit experiment=demo objective=jepa
