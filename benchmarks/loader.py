@@ -40,15 +40,8 @@ def make(folder: Path, kind: type[WellDataModule], fields: dict[str, int], shape
     for i in range(files):
         values = {name: rng.random((*shape, *(2,) * rank), np.float32) for name, rank in fields.items()}
         theta = {name: 1.0 + (i + k) % 4 for k, name in enumerate(kind.targets)}
-        write(
-            folder / "data" / "train" / f"{i:02d}.hdf5",
-            folder.name,
-            values,
-            theta,
-            coords,
-            np.arange(float(shape[1])),
-            kinds,
-        )
+        place = folder / "data" / "train" / f"{i:02d}.hdf5"
+        write(place, folder.name, values, theta, coords, np.arange(float(shape[1])), kinds)
     for split in ("valid", "test"):
         (folder / "data" / split).mkdir()
         (folder / "data" / split / "00.hdf5").hardlink_to(folder / "data" / "train" / "00.hdf5")

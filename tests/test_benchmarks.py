@@ -43,7 +43,7 @@ def test_the_plain_loader_reads_what_ours_does(folder):
     windows = split.windows(16, 1)
     plain = loader.Plain(split, windows, 16, finish=False)
     assert len(plain) == len(windows) == 6
-    for clip, (trajectory, start) in zip(plain, windows.tolist(), strict=False):
+    for clip, (trajectory, start) in zip(plain, windows.tolist(), strict=True):
         assert torch.equal(clip, torch.from_numpy(split.read(trajectory, start, 16)))
 
 
